@@ -1,0 +1,1 @@
+"""MAISE neural-network potentials as ASE calculators; usable without ase_hvae."""
