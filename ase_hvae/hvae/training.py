@@ -1,0 +1,145 @@
+"""Fit an HVAE to feature vectors by stochastic gradient ascent of the ELBO."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ase_hvae.errors import ModelError
+from ase_hvae.hvae.model import HVAE
+
+OPTIMIZERS = ("adam", "sgd")
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """What happened during a fit, one row an epoch.
+
+    Attributes
+    ----------
+    loss : ndarray, (n_epochs,)
+        Mean of -ELBO over the epoch's minibatches, in nats.
+    kl : ndarray, (n_epochs, latent_dim)
+        KL divergence of the encoder from the prior at the end of the epoch, in nats.
+    seconds : ndarray, (n_epochs,)
+        Wall time since the start.
+    """
+
+    loss: np.ndarray
+    kl: np.ndarray
+    seconds: np.ndarray
+
+
+def fit(
+    model: HVAE,
+    features: Tensor,
+    *,
+    rng: torch.Generator,
+    epochs: int = 100,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+    optimizer: str = "adam",
+    weight_decay: float = 0.0,
+    gradient_clip: float = 100.0,
+    anneal: bool = True,
+    estimator: str = "analytic",
+    callback: Callable[[int, float], None] | None = None,
+) -> History:
+    """Fit `model` in place to physical features; the model's standardisation must be set.
+
+    Parameters
+    ----------
+    model : HVAE
+    features : Tensor, (n, n_features)
+    rng : torch.Generator
+        Source of the minibatches and of the noise: the same state gives the same weights, bit for bit.
+    epochs, batch_size : int
+    learning_rate : float
+        Of the first epoch; falls to zero along a half cosine when `anneal` is true.
+    optimizer : {"adam", "sgd"}
+        SGD has Nesterov momentum 0.9.
+    weight_decay : float
+        Decoupled for Adam (AdamW); on the networks' weights only.
+    gradient_clip : float
+        Largest norm of the gradient of the mean loss of a minibatch.
+    estimator : {"analytic", "sampled"}
+    callback : function of (epoch, loss), optional
+        Called when an epoch ends.
+
+    Raises
+    ------
+    ModelError
+        When a loss or a gradient is not finite.
+    """
+    _check(features, epochs, batch_size, learning_rate, optimizer)
+    x = model.standardise(features)
+    solver = _solver(model, optimizer, learning_rate, weight_decay)
+    losses, divergences, times = [], [], []
+    begin = time.perf_counter()
+    model.train()
+    for epoch in range(epochs):
+        if anneal:
+            for group in solver.param_groups:
+                group["lr"] = 0.5 * learning_rate * (1 + math.cos(math.pi * epoch / epochs))
+        losses.append(_epoch(model, x, solver, rng, batch_size, gradient_clip, estimator, epoch))
+        divergences.append(model.kl_per_dimension(features).double().numpy())
+        times.append(time.perf_counter() - begin)
+        if callback is not None:
+            callback(epoch, losses[-1])
+    model.eval()
+    return History(np.array(losses), np.array(divergences), np.array(times))
+
+
+def _epoch(
+    model: HVAE,
+    x: Tensor,
+    solver: torch.optim.Optimizer,
+    rng: torch.Generator,
+    batch_size: int,
+    gradient_clip: float,
+    estimator: str,
+    epoch: int,
+) -> float:
+    order = torch.randperm(len(x), generator=rng)
+    total = 0.0
+    for indices in order.split(batch_size):
+        batch = x[indices]
+        noise = model.draw_noise(len(batch), rng)
+        loss = -model.log_weight(batch, noise, estimator=estimator).mean()
+        solver.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
+        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            raise ModelError(
+                f"training diverged in epoch {epoch}: loss {loss.item()}, gradient norm {norm.item()}; "
+                "lower the learning rate or the largest step size"
+            )
+        solver.step()
+        total += loss.item() * len(batch)
+    return total / len(x)
+
+
+def _solver(model: HVAE, optimizer: str, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    decayed = [p for name, p in model.named_parameters() if ".weights." in name]
+    free = [p for name, p in model.named_parameters() if ".weights." not in name]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    if optimizer == "adam":
+        return torch.optim.AdamW(groups, lr=learning_rate)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
+
+
+def _check(features: Tensor, epochs: int, batch_size: int, learning_rate: float, optimizer: str) -> None:
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer is {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
+    if epochs < 1 or batch_size < 1 or not learning_rate > 0:
+        raise ValueError(
+            f"epochs={epochs}, batch_size={batch_size}, learning_rate={learning_rate}; all must be positive"
+        )
+    if not torch.isfinite(torch.as_tensor(features)).all():
+        raise ModelError("training features are not finite; check the structures and their RDFs")
