@@ -1,0 +1,66 @@
+"""Command line of ase_hvae, a module per command, in the pattern of ASE's own command line."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+COMMANDS = [
+    ("generate", "ase_hvae.cli.generate"),
+    ("train", "ase_hvae.cli.train"),
+    ("info", "ase_hvae.cli.info"),
+]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of ``ase-hvae`` and ``python -m ase_hvae``."""
+    from ase.cli.main import main as ase_main
+
+    from ase_hvae import __version__
+
+    ase_main(
+        prog="ase-hvae",
+        description="New crystals from known ones.",
+        version=__version__,
+        commands=COMMANDS,
+        args=None if args is None else list(args),
+    )
+
+
+def run_command(command: str, function: Callable[[], None], *, traceback: bool = False) -> None:
+    """Run a command with its log on standard error; expected errors end it with one line and exit code 2."""
+    from ase.calculators.calculator import CalculatorError
+
+    from ase_hvae.errors import AseHvaeError
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("ase_hvae")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        function()
+    except KeyboardInterrupt:
+        print(f"ase-hvae {command}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except (AseHvaeError, CalculatorError) as error:
+        if traceback:
+            raise
+        fail(command, error)
+    finally:
+        logger.removeHandler(handler)
+
+
+def one_line_errors(parser: argparse.ArgumentParser, command: str) -> None:
+    """Let a wrong flag end the command as any other bad input does."""
+    parser.error = functools.partial(fail, command)  # type: ignore[method-assign]
+
+
+def fail(command: str, reason: object) -> NoReturn:
+    """Print one line on standard error and exit with code 2."""
+    print(f"ase-hvae {command}: error: {' '.join(str(reason).split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,266 @@
+"""Options of a run: one frozen dataclass per stage, read from and written to TOML.
+
+Every field carries its unit and help text in its metadata; the command line builds its flags from them. User-facing
+units (GPa, meV/atom) appear only here and in reports.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ase_hvae.errors import ConfigError
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    unit: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """Dataclass field of one option with its help text, unit and limits (`above` excludes its value)."""
+    metadata = {
+        "help": help,
+        "unit": unit,
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What the run is about and how large it is."""
+
+    seed: int = option(0, "seed of every random number of the run", minimum=0)
+    n: int = option(60, "number of candidates to relax", minimum=1)
+    model: str | None = option(None, "HVAE weights (.safetensors); default: the shipped silicon weights")
+    known: str | None = option(None, "file or folder of known crystals; default: the shipped table of the element")
+    calculator: str = option(
+        "maise", "calculators in order of preference: maise, vasp or module:factory; comma-separated"
+    )
+    potential: str = option("silicon", "MAISE model: a shipped name or a model file")
+    workers: int = option(0, "worker processes; 0: one per core", minimum=0)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Where in the latent space replicas are taken."""
+
+    sampling: str = option("prior", "distribution of the latents", choices=("prior", "grid", "posterior", "around"))
+    around: str | None = option(None, "name of the known crystal to sample around (sampling = around)")
+    n_replicas: int = option(0, "most replicas to decode; 0: as many as n candidates need", minimum=0)
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """From a replica to crystals."""
+
+    natoms: str = option("1-8", "atoms in the primitive cell, as 2, 1-8 or 2,4,8")
+    n_proposals: int = option(600, "proposed crystals per replica", minimum=1)
+    n_steered: int = option(32, "proposals steered per replica after screening", minimum=1)
+    per_replica: int = option(4, "most candidates kept per replica", minimum=1)
+    pearson_threshold: float = option(0.13, "largest Pearson distance to the replica", above=0.0, maximum=2.0)
+    volume_tolerance: float = option(
+        0.1, "relative half-width of the volume window around the replica's", above=0.0, maximum=0.9
+    )
+
+
+@dataclass(frozen=True)
+class SymmetryConfig:
+    """Space-group search."""
+
+    symprec: float = option(0.05, "tolerance of the space-group search", unit="Å", above=0.0)
+
+
+@dataclass(frozen=True)
+class RelaxConfig:
+    """Relaxation of positions and cell."""
+
+    fmax: float = option(0.01, "largest force at convergence", unit="eV/Å", above=0.0)
+    max_steps: int = option(400, "most optimizer steps", minimum=1)
+    optimizer: str = option("FIRE", "ASE optimizer", choices=("FIRE", "LBFGS"))
+    pressure: float = option(0.0, "hydrostatic pressure", unit="GPa")
+
+
+@dataclass(frozen=True)
+class PhononConfig:
+    """Dynamical stability of the best candidates."""
+
+    n_phonons: int = option(12, "lowest candidates checked for phonon stability", minimum=0)
+    phonon_window: float = option(300.0, "check only candidates this far above the reference", unit="meV/atom")
+    min_length: float = option(10.0, "shortest supercell length", unit="Å", above=0.0)
+    displacement: float = option(0.01, "displacement of atoms", unit="Å", above=0.0)
+
+
+STAGES: dict[str, type] = {
+    "run": RunConfig,
+    "sampling": SamplingConfig,
+    "reconstruct": ReconstructConfig,
+    "symmetry": SymmetryConfig,
+    "relax": RelaxConfig,
+    "phonons": PhononConfig,
+}
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """All options of ``generate``, a section per stage."""
+
+    run: RunConfig = RunConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    reconstruct: ReconstructConfig = ReconstructConfig()
+    symmetry: SymmetryConfig = SymmetryConfig()
+    relax: RelaxConfig = RelaxConfig()
+    phonons: PhononConfig = PhononConfig()
+
+    def __post_init__(self) -> None:
+        for section, stage, spec in iterate_options():
+            _check(section, spec, getattr(getattr(self, section), spec.name), _field_type(stage, spec.name))
+        parse_natoms(self.reconstruct.natoms)
+        if (self.sampling.sampling == "around") != (self.sampling.around is not None):
+            raise ConfigError("sampling = 'around' and around = NAME go together; give both or neither")
+        if self.run.potential != "silicon" and "maise" not in self.run.calculator.split(","):
+            raise ConfigError(f"potential = {self.run.potential!r} needs maise in calculator = {self.run.calculator!r}")
+
+    def with_options(self, **options: Any) -> GenerateConfig:
+        """Copy with single options replaced by name, whatever their section.
+
+        Raises
+        ------
+        ConfigError
+            If an option does not exist or its value is out of range.
+        """
+        sections: dict[str, dict[str, Any]] = {}
+        where = {spec.name: section for section, _, spec in iterate_options()}
+        for name, value in options.items():
+            if name not in where:
+                raise ConfigError(f"unknown option {name!r}; options are {', '.join(sorted(where))}")
+            sections.setdefault(where[name], {})[name] = value
+        changed = {
+            section: dataclasses.replace(getattr(self, section), **values) for section, values in sections.items()
+        }
+        return dataclasses.replace(self, **changed)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Sections with their options; options that are None are left out, TOML has no null."""
+        return {
+            section: {name: value for name, value in values.items() if value is not None}
+            for section, values in dataclasses.asdict(self).items()
+        }
+
+
+def iterate_options() -> Iterator[tuple[str, type, dataclasses.Field]]:
+    """Section name, section class and field of every option."""
+    for section, stage in STAGES.items():
+        for spec in dataclasses.fields(stage):
+            yield section, stage, spec
+
+
+def option_type(stage: type, name: str) -> type:
+    """Plain Python type of an option: int, float or str."""
+    annotation = _field_type(stage, name)
+    if isinstance(annotation, types.UnionType):
+        annotation = next(kind for kind in typing.get_args(annotation) if kind is not type(None))
+    return annotation
+
+
+def parse_natoms(text: str) -> tuple[int, ...]:
+    """Numbers of atoms from ``2``, ``1-8`` or ``2,4,6-8``; sorted, without repeats.
+
+    Raises
+    ------
+    ConfigError
+        If the text is no such list or a number is below 1.
+    """
+    numbers: set[int] = set()
+    try:
+        for part in str(text).split(","):
+            first, _, last = part.strip().partition("-")
+            numbers.update(range(int(first), int(last or first) + 1))
+    except ValueError:
+        raise ConfigError(f"natoms = {text!r} is no list of numbers; write 8, 1-8 or 2,4,8") from None
+    if not numbers or min(numbers) < 1:
+        raise ConfigError(f"natoms = {text!r} must hold numbers of at least 1, ranges rising; write 8, 1-8 or 2,4,8")
+    return tuple(sorted(numbers))
+
+
+def read_config(path: str | Path) -> GenerateConfig:
+    """Configuration from a TOML file with one table per section.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, is no TOML, or names an unknown section or option; the message names the file.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    try:
+        return config_from_dict(content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def config_from_dict(content: Mapping[str, Any]) -> GenerateConfig:
+    """Inverse of `GenerateConfig.to_dict`; raises `ConfigError` on unknown sections or options."""
+    options: dict[str, Any] = {}
+    for section, values in content.items():
+        if section not in STAGES or not isinstance(values, Mapping):
+            raise ConfigError(f"unknown section [{section}]; sections are {', '.join(STAGES)}")
+        names = {spec.name for spec in dataclasses.fields(STAGES[section])}
+        for name in values:
+            if name not in names:
+                raise ConfigError(f"unknown option {name!r} in [{section}]; options are {', '.join(sorted(names))}")
+        options.update(values)
+    return GenerateConfig().with_options(**options)
+
+
+def write_config(config: GenerateConfig, path: str | Path) -> None:
+    """Write every option, resolved, as TOML."""
+    import tomli_w
+
+    Path(path).write_text(tomli_w.dumps(config.to_dict()), encoding="utf-8")
+
+
+def _field_type(stage: type, name: str) -> Any:
+    return typing.get_type_hints(stage)[name]
+
+
+def _check(section: str, spec: dataclasses.Field, value: Any, annotation: Any) -> None:
+    """Refuse a value of the wrong type or out of its range."""
+    kinds = typing.get_args(annotation) or (annotation,)
+    where = f"{spec.name} = {value!r} in [{section}]"
+    if value is None and type(None) in kinds:
+        return
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+        raise ConfigError(f"{where} must be {wanted}")
+    limits = spec.metadata
+    if limits["choices"] and value not in limits["choices"]:
+        raise ConfigError(f"{where} must be one of {', '.join(limits['choices'])}")
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        raise ConfigError(f"{where} must be finite")
+    if limits["minimum"] is not None and value < limits["minimum"]:
+        raise ConfigError(f"{where} must be at least {limits['minimum']}")
+    if limits["above"] is not None and value <= limits["above"]:
+        raise ConfigError(f"{where} must be above {limits['above']}")
+    if limits["maximum"] is not None and value > limits["maximum"]:
+        raise ConfigError(f"{where} must be at most {limits['maximum']}")

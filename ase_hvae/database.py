@@ -1,0 +1,170 @@
+"""Candidates in an ase.db database, one row each, and the folder of a run around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.db import connect
+from ase.db.row import AtomsRow
+from ase.io import write
+
+from ase_hvae.candidate import Candidate
+from ase_hvae.errors import RunFolderError
+
+_ARRAYS = ("latent", "target_rdf", "rdf", "frequencies")
+_CALCULATED = ("energy", "forces", "stress")
+_TEXTS = ("failure", "phonon_failure")  # free text could read like a number, which ase.db refuses as a key
+
+
+class CandidateDatabase:
+    """Rows of an ase.db database keyed by ``candidate``.
+
+    Parameters
+    ----------
+    path : str or Path
+        File name of the database (SQLite); made when the first candidate is written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._ids: dict[int, int] = {}
+        if self.path.exists():
+            self._ids = {row.candidate: row.id for row in connect(self.path).select(include_data=False)}
+
+    def write(self, candidate: Candidate) -> None:
+        """Insert the candidate, or replace its row."""
+        pairs, data = _to_row(candidate)
+        atoms = candidate.atoms.copy()
+        results = {name: getattr(candidate, name) for name in _CALCULATED if getattr(candidate, name) is not None}
+        if results:
+            atoms.calc = SinglePointCalculator(atoms, **results)
+        database = connect(self.path)
+        if candidate.index in self._ids:
+            database.update(self._ids[candidate.index], atoms=atoms, data=data, **pairs)
+        else:
+            self._ids[candidate.index] = database.write(atoms, key_value_pairs=pairs, data=data)
+
+    def read(self) -> list[Candidate]:
+        """All candidates in the order of their index."""
+        if not self.path.exists():
+            return []
+        rows = connect(self.path).select()
+        return sorted((_from_row(row) for row in rows), key=lambda candidate: candidate.index)
+
+
+def _to_row(candidate: Candidate) -> tuple[dict[str, Any], dict[str, Any]]:
+    pairs: dict[str, Any] = {"candidate": candidate.index}
+    data: dict[str, Any] = {}
+    for spec in dataclasses.fields(candidate):
+        value = getattr(candidate, spec.name)
+        if spec.name in ("index", "atoms", *_CALCULATED) or value is None:
+            continue
+        if spec.name in _ARRAYS:
+            data[spec.name] = np.asarray(value, dtype=float)
+        elif spec.name in _TEXTS:
+            data[spec.name] = value
+        else:
+            pairs[spec.name] = value
+    return pairs, data
+
+
+def _from_row(row: AtomsRow) -> Candidate:
+    names = {spec.name for spec in dataclasses.fields(Candidate)} - {"index", "atoms"}
+    values = {name: value for name, value in row.key_value_pairs.items() if name in names}
+    values.update({name: value for name, value in row.data.items() if name in names})
+    values.update({name: row.get(name) for name in _CALCULATED})
+    if "stable" in values:
+        values["stable"] = bool(values["stable"])
+    atoms = row.toatoms()
+    atoms.calc = None
+    return Candidate(index=row.candidate, atoms=atoms, **values)
+
+
+class RunFolder:
+    """Output folder of a run: ``candidates.db``, ``config.toml``, ``summary.json``, ``structures/``, ``log.txt``.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder; made if missing.
+    resume, overwrite : bool
+        What to do when it holds a run already; without either it is refused.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder holds a run and neither option is given, if there is nothing to resume, or if the path is a file.
+    """
+
+    def __init__(self, path: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        if resume and overwrite:
+            raise RunFolderError("resume and overwrite exclude each other; give one of them")
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path} is a file; name a folder for the run")
+        self.holds_run = self.config.exists() or self.database.exists()
+        if self.holds_run and not (resume or overwrite):
+            raise RunFolderError(
+                f"{self.path} holds a run already; add --resume to go on with it, --overwrite to replace it, "
+                "or choose another folder with --out"
+            )
+        if resume and not self.config.exists():
+            raise RunFolderError(f"{self.path} holds no run to resume (no {self.config.name}); leave --resume out")
+
+    @property
+    def database(self) -> Path:
+        """File of the candidates."""
+        return self.path / "candidates.db"
+
+    @property
+    def config(self) -> Path:
+        """File of the resolved options."""
+        return self.path / "config.toml"
+
+    @property
+    def log(self) -> Path:
+        """File of log messages."""
+        return self.path / "log.txt"
+
+    def clear(self) -> None:
+        """Remove what an earlier run left, and nothing else; make the folder."""
+        for file in (self.database, self.config, self.log, self.path / "summary.json", self.path / "replicas.json"):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "structures", ignore_errors=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``."""
+        self._write_json("summary.json", summary)
+
+    def finished_replicas(self) -> dict[int, dict[str, int]]:
+        """Counts of every replica that reconstruction has finished, by replica number."""
+        file = self.path / "replicas.json"
+        if not file.exists():
+            return {}
+        return {int(number): counts for number, counts in json.loads(file.read_text(encoding="utf-8")).items()}
+
+    def write_finished_replicas(self, counts: Mapping[int, Mapping[str, int]]) -> None:
+        """Record the counts of the replicas finished so far."""
+        self._write_json("replicas.json", counts)
+
+    def write_structures(self, candidates: list[Candidate]) -> None:
+        """Write the relaxed crystals as ``structures/<rank>_<candidate>_<space group>.cif``."""
+        folder = self.path / "structures"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for place, candidate in enumerate(candidates, start=1):
+            write(folder / f"{place:03d}_{candidate.index:05d}_{candidate.spacegroup}.cif", candidate.atoms)
+
+    def _write_json(self, name: str, content: Mapping[Any, Any]) -> None:
+        """Replace a file in one step: a killed run leaves the old or the new one, never half of it."""
+        temporary = self.path / f".{name}.part"
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(self.path / name)

@@ -1,0 +1,171 @@
+"""From candidates to ranked crystals: relaxation, comparison, phonons.
+
+Expected failures (`AseHvaeError`, ASE's `CalculatorError`) become part of the candidate; anything else is a bug.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator, CalculatorError
+
+from ase_hvae import compare, phonons, symmetry
+from ase_hvae.calculators import CalculatorRecord, get_calculator
+from ase_hvae.candidate import Candidate
+from ase_hvae.config import GenerateConfig
+from ase_hvae.errors import AseHvaeError, RelaxationError
+from ase_hvae.rdf import radial_distribution
+from ase_hvae.relax import RelaxResult, relax
+from ase_hvae.replicas import Replica
+from ase_hvae.source import CrystalSource
+
+EXPECTED = (AseHvaeError, CalculatorError)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Crystal against which energies are given; eV/atom."""
+
+    name: str
+    energy_per_atom: float
+
+
+@dataclass(frozen=True, eq=False)
+class Funnel:
+    """The stages of one run, bound to its options, crystals and calculator."""
+
+    source: CrystalSource
+    calc: Calculator
+    record: CalculatorRecord
+
+    @classmethod
+    def open(cls, config: GenerateConfig, calc: Calculator | None = None) -> Funnel:
+        """Load everything that the run needs; `calc` replaces the calculator named in the options.
+
+        Raises
+        ------
+        ConfigError, ModelError, StructureError, CalculatorSetupError
+            If the request cannot be met.
+        """
+        source = CrystalSource.open(config)
+        if calc is not None:
+            record = CalculatorRecord(name=type(calc).__name__, model=None, sha256=None, version=None)
+            return cls(source, calc, record)
+        calc, record = get_calculator(config.run.calculator, species=[source.species], model=config.run.potential)
+        return cls(source, calc, record)
+
+    def crystals(self, replica: Replica) -> tuple[Replica, list[Candidate], dict[str, int]]:
+        """The replica with its candidates and the counts of the search."""
+        return replica, *self.source.crystals(replica)
+
+    def relax(self, candidate: Candidate) -> Candidate:
+        """Relax, find the symmetry that the crystal has now, and finish in its standardized primitive cell."""
+        try:
+            first = self._minimum(candidate.atoms)
+            found = symmetry.symmetrize(first.atoms, symprec=self.source.config.symmetry.symprec)
+            final = self._minimum(found.atoms)
+        except EXPECTED as error:
+            return candidate.failed("relax", error)
+        return candidate.evolve(
+            stage="relax",
+            atoms=final.atoms,
+            energy=final.energy,
+            energy_initial=first.energy_initial,
+            forces=final.forces,
+            stress=final.stress,
+            n_steps=first.n_steps + final.n_steps,
+            spacegroup=found.number,
+            symbol=found.symbol,
+            extrapolation=self._extrapolation(),
+            rdf=radial_distribution(final.atoms, **dataclasses.asdict(self.source.settings)),
+        )
+
+    def phonons(self, candidate: Candidate) -> Candidate:
+        """Phonon frequencies and verdict; a failed calculation leaves the candidate in the ranking."""
+        options = self.source.config.phonons
+        try:
+            result = phonons.compute(
+                candidate.atoms, self.calc, min_length=options.min_length, displacement=options.displacement
+            )
+        except EXPECTED as error:
+            return candidate.evolve(stage="phonons", phonon_failure=" ".join(str(error).split()))
+        return candidate.evolve(
+            stage="phonons",
+            frequencies=result.frequencies,
+            min_frequency=result.min_frequency,
+            stable=bool(result.stable),
+        )
+
+    def reference(self) -> Reference:
+        """Relax the ground state among the known crystals: the published one, else the lowest by this calculator."""
+        known = self.source.known
+        published = [atoms for atoms in known if atoms.info.get("energy_above") == 0.0]
+        atoms = published[0] if published else min(known, key=self._single_point)
+        result = self._minimum(atoms)
+        return Reference(atoms.info["name"], self._enthalpy_per_atom(result.atoms, result.energy))
+
+    def compare(self, candidates: Sequence[Candidate], reference: Reference) -> list[Candidate]:
+        """Energies above the reference, similarity to replica and known crystals, names and duplicates.
+
+        Candidates must be relaxed; they come back from the lowest energy upwards.
+        """
+        known, known_rdfs = self.source.known, self.known_rdfs()
+        ordered = sorted(candidates, key=lambda candidate: (candidate.energy_per_atom, candidate.index))
+        originals = compare.find_duplicates(
+            [candidate.atoms for candidate in ordered], [candidate.energy_per_atom for candidate in ordered]
+        )
+        compared = []
+        for candidate, original in zip(ordered, originals, strict=True):
+            nearest, pearson_known = compare.nearest(candidate.rdf, known_rdfs)
+            enthalpy = self._enthalpy_per_atom(candidate.atoms, candidate.energy)
+            changes: dict[str, Any] = {
+                "energy_above": enthalpy - reference.energy_per_atom,
+                "pearson_replica": compare.pearson_correlation(candidate.rdf, candidate.target_rdf),
+                "pearson_known": pearson_known,
+                "nearest_known": known[nearest].info["name"],
+                "stage": "compare" if candidate.stage == "relax" else candidate.stage,
+            }
+            if original is None:
+                match = compare.match_known(candidate.atoms, known)
+                changes["known"] = "new" if match is None else known[match].info["name"]
+            else:
+                changes |= {"status": "duplicate", "duplicate_of": ordered[original].index}
+            compared.append(candidate.evolve(**changes))
+        return compared
+
+    def known_rdfs(self) -> np.ndarray:
+        """g(r) of the known crystals; shape (n_known, n_bins)."""
+        return radial_distribution(self.source.known, **dataclasses.asdict(self.source.settings))
+
+    def _minimum(self, atoms: Atoms) -> RelaxResult:
+        """Relaxed crystal; raises `RelaxationError` when it does not converge."""
+        options = self.source.config.relax
+        result = relax(
+            atoms,
+            self.calc,
+            fmax=options.fmax,
+            max_steps=options.max_steps,
+            optimizer=options.optimizer,
+            scalar_pressure=options.pressure * units.GPa,
+        )
+        if not result.converged:
+            raise RelaxationError(f"not converged to {options.fmax} eV/Å in {options.max_steps} steps; raise max_steps")
+        return result
+
+    def _enthalpy_per_atom(self, atoms: Atoms, energy: float) -> float:
+        return (energy + self.source.config.relax.pressure * units.GPa * atoms.get_volume()) / len(atoms)
+
+    def _single_point(self, atoms: Atoms) -> float:
+        atoms = atoms.copy()
+        atoms.calc = self.calc
+        return atoms.get_potential_energy() / len(atoms)
+
+    def _extrapolation(self) -> float | None:
+        """Largest excursion of the last structure from the calculator's training range, where it reports one."""
+        values = self.calc.results.get("extrapolation")
+        return None if values is None else float(np.max(values))

@@ -1,0 +1,208 @@
+"""From the trained model to ranked crystals: the one place where the stages are put together."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ase.calculators.calculator import Calculator
+
+import ase_hvae
+from ase_hvae.candidate import Candidate
+from ase_hvae.config import GenerateConfig, read_config, write_config
+from ase_hvae.database import CandidateDatabase, RunFolder
+from ase_hvae.errors import ConfigError
+from ase_hvae.funnel import Funnel
+from ase_hvae.progress import track
+from ase_hvae.ranking import rank
+from ase_hvae.replicas import Replica
+from ase_hvae.summary import summarize
+from ase_hvae.workers import Workers, count_workers
+
+logger = logging.getLogger(__name__)
+
+
+def generate(
+    config: GenerateConfig | None = None,
+    *,
+    out: str | Path = "hvae_run",
+    calc: Calculator | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> list[Candidate]:
+    """Generate new crystals: sample, decode, reconstruct, symmetrize, relax, compare, check phonons, rank, store.
+
+    Parameters
+    ----------
+    config : GenerateConfig, optional
+        Options of all stages; the defaults if left out.
+    out : str or Path
+        Run folder: ``candidates.db``, ``summary.json``, ``config.toml``, ``structures/*.cif``, ``log.txt``.
+    calc : Calculator, optional
+        ASE calculator to use instead of ``config.run.calculator``; the run then stays in this process.
+    resume, overwrite : bool
+        Go on with the run in `out`, or replace it; without either a folder that holds a run is refused.
+    **options
+        Single options by name, for instance ``seed=1, n=20, fmax=0.02``.
+
+    Returns
+    -------
+    list of Candidate
+        The ranked candidates, lowest energy first; all others are in the database.
+
+    Raises
+    ------
+    ConfigError, RunFolderError, ModelError, StructureError, CalculatorSetupError
+        Before any work, and before anything is written, if the request cannot be met.
+    """
+    folder = RunFolder(out, resume=resume, overwrite=overwrite)
+    if resume:
+        config = _resumed_config(folder, config, options)
+    else:
+        config = (config or GenerateConfig()).with_options(**options)
+    funnel = Funnel.open(config, calc)
+    if not resume:
+        folder.clear()
+        write_config(config, folder.config)
+    clock = _Clock()
+    with _log_to(folder.log), _workers(funnel, share=calc is None) as workers:
+        logger.info("ase-hvae %s, seed %d, %s", ase_hvae.__version__, config.run.seed, funnel.record)
+        database = CandidateDatabase(folder.database)
+        with clock("reference"):
+            reference = funnel.reference()
+        with clock("reconstruct"):
+            counts = _reconstruct(funnel, workers, database, folder)
+        with clock("relax"):
+            _advance("relax", _waiting(database, "symmetrize"), workers, database)
+        with clock("compare"):
+            relaxed = [candidate for candidate in database.read() if candidate.energy is not None]
+            _write(database, funnel.compare(relaxed, reference))
+        with clock("phonons"):
+            _advance("phonons", _for_phonons(config, _waiting(database, "compare")), workers, database)
+        pending = [candidate for candidate in database.read() if candidate.status == "pending"]
+        _write(database, (candidate.evolve(status="ranked", stage="rank") for candidate in pending))
+        candidates = database.read()
+        ranked = rank(candidates)
+        folder.write_structures(ranked)
+        folder.write_summary(summarize(funnel, candidates, counts, reference, clock.seconds))
+    return ranked
+
+
+def _workers(funnel: Funnel, *, share: bool) -> Workers:
+    """Worker processes that open the same run; a calculator handed in by the user stays in this process."""
+    config = funnel.source.config
+    n_workers = count_workers(config.run.workers) if share else 1
+    return Workers(functools.partial(Funnel.open, config) if n_workers > 1 else lambda: funnel, n_workers)
+
+
+def _reconstruct(funnel: Funnel, workers: Workers, database: CandidateDatabase, folder: RunFolder) -> dict[str, int]:
+    """Fill the database, replica after replica, until it holds the wanted number of candidates."""
+    finished = folder.finished_replicas()
+    missing = funnel.source.config.run.n - sum(candidate.replica in finished for candidate in database.read())
+    if missing > 0:
+        replicas = (replica for replica in funnel.source.replicas() if replica.index not in finished)
+        for replica, candidates, counts in _until(workers.map("crystals", replicas, ordered=True), missing):
+            _write(database, candidates)
+            finished[replica.index] = counts | {"candidates": len(candidates)}
+            folder.write_finished_replicas(finished)
+    total: Counter[str] = Counter()
+    for counts in finished.values():
+        total.update(counts)
+    return {"replicas": len(finished), **total}
+
+
+Found = tuple[Replica, list[Candidate], dict[str, int]]
+
+
+def _until(results: Iterator[Found], wanted: int) -> Iterator[Found]:
+    """Pass results on until they hold `wanted` candidates, cutting the last one; progress counts candidates."""
+    missing = wanted
+    with track("reconstruct", wanted) as advance:
+        for replica, candidates, counts in results:
+            candidates = candidates[:missing]
+            missing -= len(candidates)
+            yield replica, candidates, counts
+            advance(len(candidates))
+            if missing == 0:
+                return
+    logger.warning("the replicas are used up: %d of %d candidates found; raise n_replicas", wanted - missing, wanted)
+
+
+def _waiting(database: CandidateDatabase, stage: str) -> list[Candidate]:
+    """Pending candidates that have finished `stage`."""
+    return [candidate for candidate in database.read() if (candidate.status, candidate.stage) == ("pending", stage)]
+
+
+def _advance(task: str, waiting: list[Candidate], workers: Workers, database: CandidateDatabase) -> None:
+    """Apply a task to candidates, writing each as it comes back."""
+    with track(task, len(waiting)) as advance:
+        for candidate in workers.map(task, waiting):
+            if candidate.failure:
+                logger.info("candidate %d failed in %s: %s", candidate.index, task, candidate.failure)
+            database.write(candidate)
+            advance(1)
+
+
+def _write(database: CandidateDatabase, candidates: Any) -> None:
+    for candidate in candidates:
+        database.write(candidate)
+
+
+def _for_phonons(config: GenerateConfig, candidates: list[Candidate]) -> list[Candidate]:
+    """The lowest candidates inside the energy window."""
+    window = config.phonons.phonon_window / 1000.0
+    inside = [candidate for candidate in candidates if candidate.energy_above <= window]
+    return sorted(inside, key=lambda candidate: (candidate.energy_above, candidate.index))[: config.phonons.n_phonons]
+
+
+def _resumed_config(folder: RunFolder, config: GenerateConfig | None, options: dict[str, Any]) -> GenerateConfig:
+    """Configuration of the run in the folder; options given anew must agree with it."""
+    stored = read_config(folder.config)
+    old, new = stored.to_dict(), (config or stored).with_options(**options).to_dict()
+    changed = [
+        f"{name} was {old[section].get(name)!r}, now {new[section].get(name)!r}"
+        for section in old
+        for name in sorted(old[section].keys() | new[section].keys())
+        if old[section].get(name) != new[section].get(name)
+    ]
+    if changed:
+        raise ConfigError(f"cannot resume {folder.path} with other options: {'; '.join(changed)}; leave them out")
+    return stored
+
+
+class _Clock:
+    """Seconds of wall time per stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start
+        logger.info("%s: %.1f s", stage, self.seconds[stage])
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Append the package's log messages to a file."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("ase_hvae")
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()

@@ -1,0 +1,30 @@
+"""What a person reads at the end of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ase_hvae.candidate import Candidate
+from ase_hvae.ranking import format_table
+
+
+def describe(folder: str | Path, ranked: Sequence[Candidate]) -> str:
+    """Ranked table and a few lines about the funnel of the run in `folder`."""
+    summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
+    funnel, reference = summary["funnel"], summary["reference"]
+    search = funnel["reconstruct"]
+    seconds = summary["seconds"]
+    lines = [
+        format_table(ranked),
+        "",
+        f"dE: energy above {reference['name']} by {summary['calculator']['name']}; "
+        f"r: Pearson correlation of g(r), different known crystals have {summary['pearson_null']:.2f} on average",
+        f"{search['replicas']} replicas, {search['proposed']} proposals, {search['accepted']} accepted, "
+        f"{funnel['candidates']} candidates: {funnel['failed']} failed, {funnel['duplicates']} duplicates, "
+        f"{funnel['ranked']} ranked ({funnel['new']} new)",
+        "seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items()),
+        f"results in {folder}: candidates.db, structures/, summary.json, config.toml, log.txt",
+    ]
+    return "\n".join(lines)

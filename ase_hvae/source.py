@@ -1,0 +1,157 @@
+"""Unrelaxed crystals from the trained model: latents, replicas, reconstruction, symmetry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from ase_hvae import sampling
+from ase_hvae.candidate import Candidate
+from ase_hvae.config import GenerateConfig, parse_natoms
+from ase_hvae.data import load_known
+from ase_hvae.errors import ConfigError, SymmetryError
+from ase_hvae.hvae import HVAE, load_model
+from ase_hvae.rdf import RDFSettings
+from ase_hvae.reconstruct import WyckoffPrior, reconstruct
+from ase_hvae.replicas import Replica, decode
+from ase_hvae.structures import read_structures
+from ase_hvae.symmetry import symmetrize
+
+SAMPLING_STREAM, RECONSTRUCT_STREAM = 1, 2  # first words of the spawn keys of random streams
+REPLICAS_PER_CANDIDATE = 4  # replicas decoded at most per wanted candidate, unless n_replicas says otherwise
+
+
+@dataclass(frozen=True, eq=False)
+class CrystalSource:
+    """Everything between the options of a run and its unrelaxed candidates.
+
+    Attributes
+    ----------
+    config : GenerateConfig
+    model : HVAE
+        The trained weights.
+    species : str
+        Element of the crystals.
+    settings : RDFSettings
+        Grid and smearing of the RDFs that the weights know.
+    known : list of Atoms
+        Known crystals, each with ``info['name']``.
+    prior : WyckoffPrior
+        Space groups and Wyckoff positions to propose.
+    """
+
+    config: GenerateConfig
+    model: HVAE
+    species: str
+    settings: RDFSettings
+    known: list[Atoms]
+    prior: WyckoffPrior
+
+    @classmethod
+    def open(cls, config: GenerateConfig) -> CrystalSource:
+        """Load weights and known crystals.
+
+        Raises
+        ------
+        ConfigError, ModelError, StructureError
+            If the weights or crystals cannot be read, or do not fit each other or the options.
+        """
+        model = load_model(config.run.model)
+        species = str(model.card["species"][0])
+        known = known_crystals(config.run.known, species)
+        prior = WyckoffPrior.from_structures(known)
+        source = cls(config, model, species, RDFSettings(**model.card["rdf"]), known, prior)
+        source.latents()  # refuses impossible requests before any expensive work
+        return source
+
+    def latents(self) -> np.ndarray:
+        """Latents in the order in which they are used; shape (n_replicas, latent_dim)."""
+        options = self.config.sampling
+        n_replicas = options.n_replicas or REPLICAS_PER_CANDIDATE * self.config.run.n
+        rng = self._rng(SAMPLING_STREAM)
+        crystals = self.model.card["crystals"]
+        means, stds = (np.array([entry[name] for entry in crystals]) for name in ("mean", "std"))
+        if options.sampling == "grid":
+            return rng.permutation(sampling.sample_grid(latent_dim=self.model.latent_dim))[:n_replicas]
+        if options.sampling == "posterior":
+            return sampling.sample_posterior(means, stds, n_replicas, rng)
+        if options.sampling == "around":
+            names = [entry["name"] for entry in crystals]
+            if options.around not in names:
+                raise ConfigError(f"around = {options.around!r} is not in the weights; they know {', '.join(names)}")
+            number = names.index(options.around)
+            return sampling.sample_around(means[number], stds[number], n_replicas, rng)
+        return sampling.sample_prior(n_replicas, self.model.latent_dim, rng)
+
+    def replicas(self) -> list[Replica]:
+        """Decoded replicas in the order in which they are used."""
+        return decode(self.model, self.latents())
+
+    def crystals(self, replica: Replica) -> tuple[list[Candidate], dict[str, int]]:
+        """Reconstruct and symmetrize: the candidates of one replica and the counts of the search."""
+        options = self.config.reconstruct
+        result = reconstruct(
+            replica.rdf,
+            replica.volume_per_atom,
+            species=self.species,
+            settings=self.settings,
+            natoms=parse_natoms(options.natoms),
+            prior=self.prior,
+            n_proposals=options.n_proposals,
+            n_steered=options.n_steered,
+            threshold=options.pearson_threshold,
+            volume_tolerance=options.volume_tolerance,
+            rng=self._rng(RECONSTRUCT_STREAM, replica.index),
+        )
+        candidates = [
+            Candidate(
+                index=replica.index * options.per_replica + number,
+                replica=replica.index,
+                atoms=crystal.atoms,
+                latent=replica.latent,
+                target_rdf=replica.rdf,
+                pearson_initial=crystal.pearson,
+                spacegroup_initial=crystal.spacegroup,
+            )
+            for number, crystal in enumerate(result.crystals[: options.per_replica])
+        ]
+        return [self._symmetrize(candidate) for candidate in candidates], dict(result.counts)
+
+    def _symmetrize(self, candidate: Candidate) -> Candidate:
+        """Bring the crystal to its standardized primitive cell."""
+        try:
+            result = symmetrize(candidate.atoms, symprec=self.config.symmetry.symprec)
+        except SymmetryError as error:
+            return candidate.failed("symmetrize", error)
+        return candidate.evolve(
+            atoms=result.atoms, spacegroup_initial=result.number, symbol_initial=result.symbol, stage="symmetrize"
+        )
+
+    def _rng(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(self.config.run.seed, spawn_key=stream))
+
+
+def known_crystals(path: str | None, species: str) -> list[Atoms]:
+    """Known crystals of an element with ``info['name']``: from a file or folder, else from the shipped table.
+
+    Raises
+    ------
+    ConfigError
+        If there is no shipped table of the element and no file, or the file has no crystal of it.
+    StructureError
+        If the file cannot be read.
+    """
+    if path is None:
+        try:
+            return load_known(species)
+        except ValueError as error:
+            raise ConfigError(f"{error}; name a file of known crystals with --known") from None
+    known = [atoms for atoms in read_structures(path) if set(atoms.symbols) == {species}]
+    if not known:
+        raise ConfigError(f"{path} holds no crystal of {species} alone, the element of the HVAE weights")
+    for number, atoms in enumerate(known):
+        atoms.info.setdefault("name", f"{Path(path).stem} {number}")
+    return known

@@ -1,0 +1,89 @@
+"""Independent tasks in this process or in worker processes, results as they arrive."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any
+
+_state: Any = None
+
+
+class Workers:
+    """Run methods of one object, made once per process, over many arguments.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the object whose methods are the tasks; must be picklable if `n_workers` > 1.
+    n_workers : int
+        1 works in this process; more starts that many processes, each on one thread.
+    """
+
+    def __init__(self, make: Callable[[], Any], n_workers: int) -> None:
+        self.n_workers = n_workers
+        self._local = make() if n_workers == 1 else None
+        self._pool: ProcessPoolExecutor | None = None
+        if n_workers > 1:
+            self._pool = ProcessPoolExecutor(
+                n_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start, initargs=(make,)
+            )
+
+    def map(self, task: str, arguments: Iterable[Any], *, ordered: bool = False) -> Iterator[Any]:
+        """Results of method `task` for each argument, in order or as they arrive.
+
+        Parameters
+        ----------
+        task : str
+            Name of the method.
+        arguments : iterable
+            Its single argument, one per call; with `ordered` it may be endless, a few calls are prepared ahead.
+        ordered : bool
+            Keep the order of the arguments.
+        """
+        if self._pool is None:
+            yield from map(getattr(self._local, task), arguments)
+        elif ordered:
+            yield from self._map_ordered(task, iter(arguments))
+        else:
+            for future in as_completed([self._pool.submit(_run, task, argument) for argument in arguments]):
+                yield future.result()
+
+    def _map_ordered(self, task: str, arguments: Iterator[Any]) -> Iterator[Any]:
+        assert self._pool is not None
+        ahead = []
+        for argument in arguments:
+            ahead.append(self._pool.submit(_run, task, argument))
+            if len(ahead) > self.n_workers:
+                yield ahead.pop(0).result()
+        for future in ahead:
+            yield future.result()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def count_workers(requested: int) -> int:
+    """`requested` worker processes, or one per usable core for 0."""
+    if requested:
+        return requested
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start(make: Callable[[], Any]) -> None:
+    global _state
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    _state = make()
+
+
+def _run(task: str, argument: Any) -> Any:
+    return getattr(_state, task)(argument)

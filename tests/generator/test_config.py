@@ -1,0 +1,86 @@
+"""Options: TOML round trip, overrides, refusals."""
+
+import pytest
+
+from ase_hvae.config import GenerateConfig, config_from_dict, iterate_options, parse_natoms, read_config, write_config
+from ase_hvae.errors import ConfigError
+
+
+def test_toml_round_trip(tmp_path):
+    config = GenerateConfig().with_options(seed=7, n=3, natoms="2,4-6", fmax=0.05, calculator="maise,vasp")
+    write_config(config, tmp_path / "config.toml")
+    assert read_config(tmp_path / "config.toml") == config
+
+
+def test_resolved_file_names_every_set_option(tmp_path):
+    write_config(GenerateConfig(), tmp_path / "config.toml")
+    text = (tmp_path / "config.toml").read_text()
+    for _, _, spec in iterate_options():
+        assert spec.default is None or f"\n{spec.name} = " in text
+
+
+def test_options_have_unique_names_and_help():
+    names = [spec.name for _, _, spec in iterate_options()]
+    assert len(names) == len(set(names))
+    assert all(spec.metadata["help"] for _, _, spec in iterate_options())
+
+
+def test_integers_pass_for_floats():
+    assert GenerateConfig().with_options(pressure=10).relax.pressure == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("1-8", tuple(range(1, 9))), ("4", (4,)), ("2,4,6-7", (2, 4, 6, 7)), (" 3 , 1-2", (1, 2, 3)), ("5,5", (5,))],
+)
+def test_natoms(text, numbers):
+    assert parse_natoms(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["", "a", "0", "8-1", "1.5", "-3", "2;4"])
+def test_natoms_refused(text):
+    with pytest.raises(ConfigError, match="write 8, 1-8 or 2,4,8"):
+        GenerateConfig().with_options(natoms=text)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "n = 0 in .run. must be at least 1"),
+        ({"n": 2.5}, "n = 2.5 in .run. must be int"),
+        ({"n": True}, "must be int"),
+        ({"seed": -1}, "at least 0"),
+        ({"fmax": 0.0}, "fmax = 0.0 in .relax. must be above 0"),
+        ({"fmax": float("nan")}, "finite"),
+        ({"pressure": float("inf")}, "finite"),
+        ({"optimizer": "BFGS"}, "one of FIRE, LBFGS"),
+        ({"pearson_threshold": 3.0}, "at most 2.0"),
+        ({"sampling": "around"}, "go together"),
+        ({"around": "diamond"}, "go together"),
+        ({"potential": "x.model", "calculator": "vasp"}, "needs maise"),
+        ({"nn": 3}, "unknown option 'nn'"),
+    ],
+)
+def test_nonsense_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        GenerateConfig().with_options(**options)
+
+
+def test_unknown_section_and_option_name_the_file(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text("[relaxation]\nfmax = 0.1\n")
+    with pytest.raises(ConfigError, match=r"c\.toml: unknown section \[relaxation\]"):
+        read_config(file)
+    file.write_text("[relax]\nforce = 0.1\n")
+    with pytest.raises(ConfigError, match=r"c\.toml: unknown option 'force' in \[relax\]"):
+        read_config(file)
+    file.write_text("[relax\n")
+    with pytest.raises(ConfigError, match=r"c\.toml: not valid TOML"):
+        read_config(file)
+    with pytest.raises(ConfigError, match="cannot read configuration .*missing"):
+        read_config(tmp_path / "missing.toml")
+
+
+def test_option_in_the_wrong_section_is_refused():
+    with pytest.raises(ConfigError, match=r"unknown option 'seed' in \[relax\]"):
+        config_from_dict({"relax": {"seed": 1}})

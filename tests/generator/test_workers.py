@@ -1,0 +1,50 @@
+"""Tasks in processes give what they give in this process."""
+
+import functools
+
+import pytest
+
+from ase_hvae.workers import Workers, count_workers
+
+
+class Task:
+    """Object with a method to call."""
+
+    def __init__(self, factor=1):
+        self.factor = factor
+
+    def scale(self, value):
+        """Value times factor."""
+        return self.factor * value
+
+    def fail(self, value):
+        """A bug."""
+        raise ZeroDivisionError(value)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_map(n_workers):
+    with Workers(functools.partial(Task, 3), n_workers) as workers:
+        assert list(workers.map("scale", range(7), ordered=True)) == [0, 3, 6, 9, 12, 15, 18]
+        assert sorted(workers.map("scale", range(7))) == [0, 3, 6, 9, 12, 15, 18]
+        with pytest.raises(ZeroDivisionError):
+            list(workers.map("fail", [1]))
+
+
+def test_ordered_map_draws_only_a_few_arguments_ahead():
+    drawn = []
+
+    def arguments():
+        for number in range(1000):
+            drawn.append(number)
+            yield number
+
+    with Workers(Task, 2) as workers:
+        results = workers.map("scale", arguments(), ordered=True)
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
+        assert len(drawn) < 10
+
+
+def test_count_workers():
+    assert count_workers(3) == 3
+    assert count_workers(0) >= 1
