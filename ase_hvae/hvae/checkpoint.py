@@ -36,9 +36,7 @@ def save_model(model: HVAE, path: str | os.PathLike[str]) -> Path:
     if broken:
         raise ModelError(f"weights {', '.join(broken)} are not finite; nothing was written to {path}")
     weights = save(state)
-    model.card.update(
-        format=FORMAT, architecture=model.architecture, weights_sha256=hashlib.sha256(weights).hexdigest()
-    )
+    model.card.update(format=FORMAT, architecture=model.architecture, sha256=hashlib.sha256(weights).hexdigest())
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, weights)
     _replace(path.with_suffix(".json"), (json.dumps(model.card, indent=1, ensure_ascii=False) + "\n").encode())
@@ -58,7 +56,7 @@ def load_model(path: str | os.PathLike[str] | None = None) -> HVAE:
     if not path.is_file():
         raise ModelError(f"weights {path} do not exist; train them with 'python -m ase_hvae train --out {path}'")
     weights = path.read_bytes()
-    if hashlib.sha256(weights).hexdigest() != card.get("weights_sha256"):
+    if hashlib.sha256(weights).hexdigest() != card.get("sha256"):
         raise ModelError(
             f"{path} and its card {path.with_suffix('.json')} do not belong together (sha256 of the weights differs); "
             "restore both files or train again"

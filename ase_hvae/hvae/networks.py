@@ -7,6 +7,7 @@ anything else (second derivatives need a smooth activation: no ReLU).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -60,7 +61,7 @@ class SmoothMLP(nn.Module):
             raise ValueError(f"sizes are {tuple(sizes)}; give at least two positive widths")
         rng = rng or torch.Generator().manual_seed(0)
         self.activation = activation
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        pairs = list(itertools.pairwise(sizes))
         self.weights = nn.ParameterList(_uniform((n_out, n_in), n_in, rng) for n_in, n_out in pairs)
         self.biases = nn.ParameterList(_uniform((n_out,), n_in, rng) for n_in, n_out in pairs)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from ase_hvae.errors import ModelError
 from ase_hvae.hvae.model import HVAE
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZERS = ("adam", "sgd")
 
@@ -49,7 +52,7 @@ def fit(
     gradient_clip: float = 100.0,
     anneal: bool = True,
     estimator: str = "analytic",
-    callback: Callable[[int, float], None] | None = None,
+    progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
 ) -> History:
     """Fit `model` in place to physical features; the model's standardisation must be set.
 
@@ -69,8 +72,8 @@ def fit(
     gradient_clip : float
         Largest norm of the gradient of the mean loss of a minibatch.
     estimator : {"analytic", "sampled"}
-    callback : function of (epoch, loss), optional
-        Called when an epoch ends.
+    progress : function, optional
+        Wraps the iterable of epochs, as tqdm does.
 
     Raises
     ------
@@ -83,15 +86,14 @@ def fit(
     losses, divergences, times = [], [], []
     begin = time.perf_counter()
     model.train()
-    for epoch in range(epochs):
+    for epoch in progress(range(epochs)) if progress else range(epochs):
         if anneal:
             for group in solver.param_groups:
                 group["lr"] = 0.5 * learning_rate * (1 + math.cos(math.pi * epoch / epochs))
         losses.append(_epoch(model, x, solver, rng, batch_size, gradient_clip, estimator, epoch))
         divergences.append(model.kl_per_dimension(features).double().numpy())
         times.append(time.perf_counter() - begin)
-        if callback is not None:
-            callback(epoch, losses[-1])
+        logger.debug("epoch %d: loss %.3f, KL %s", epoch, losses[-1], divergences[-1].round(2))
     model.eval()
     return History(np.array(losses), np.array(divergences), np.array(times))
 
@@ -113,7 +115,7 @@ def _epoch(
         noise = model.draw_noise(len(batch), rng)
         loss = -model.log_weight(batch, noise, estimator=estimator).mean()
         solver.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
         if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
             raise ModelError(
