@@ -1,1 +1,29 @@
-"""MAISE neural-network potentials as ASE calculators; usable without ase_hvae."""
+"""MAISE neural-network potentials as ASE calculators; usable without ase_hvae.
+
+Public names are loaded on first use: reading and writing model files needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "MaiseCalculator": "maise_bridge.calculator",
+    "MaiseModel": "maise_bridge.model_file",
+    "MaisePotential": "maise_bridge.potential",
+    "read_model": "maise_bridge.model_file",
+    "write_model": "maise_bridge.model_file",
+}
+
+__all__ = ["MaiseCalculator", "MaiseModel", "MaisePotential", "read_model", "write_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

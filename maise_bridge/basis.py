@@ -116,7 +116,7 @@ def parse_basis(text: str, *, source: str = "basis", first_line: int = 1) -> Bas
     ReadError
         If the block is truncated, holds function types other than 2 and 4, several cutoffs, or several blocks.
     """
-    reader = _Lines(text, source, first_line)
+    reader = LineReader(text, source, first_line)
     unit = _read_unit(reader)
     rows = _read_functions(reader)
     tables = {name: _read_parameters(reader, name) for name in _PARAMETERS}
@@ -134,8 +134,8 @@ def parse_basis(text: str, *, source: str = "basis", first_line: int = 1) -> Bas
     )
 
 
-class _Lines:
-    """Lines of a block with the place of the next one, for errors that name file and line."""
+class LineReader:
+    """Lines of a text with the place of the next one, for errors that name file and line."""
 
     def __init__(self, text: str, source: str, first_line: int) -> None:
         self.lines = text.splitlines()
@@ -155,7 +155,7 @@ class _Lines:
         return ReadError(f"{self.source}, line {self.first_line + index}: expected {expected}, found {found}")
 
 
-def _read_unit(reader: _Lines) -> float:
+def _read_unit(reader: LineReader) -> float:
     if not reader.next("the caption '  B2A'").startswith(CAPTION):
         raise reader.error("the caption '  B2A'")
     expected = "two positive numbers, bohr in Å and Scaling"
@@ -172,7 +172,7 @@ def _read_unit(reader: _Lines) -> float:
     return bohr * scaling
 
 
-def _read_functions(reader: _Lines) -> list[tuple[int, list[int]]]:
+def _read_functions(reader: LineReader) -> list[tuple[int, list[int]]]:
     expected = "nine integers (one symmetry function)"
     rows: list[tuple[int, list[int]]] = []
     while (line := reader.next(expected)).strip():
@@ -185,7 +185,7 @@ def _read_functions(reader: _Lines) -> list[tuple[int, list[int]]]:
     return rows
 
 
-def _read_parameters(reader: _Lines, name: str) -> list[float]:
+def _read_parameters(reader: LineReader, name: str) -> list[float]:
     expected = f"row '{name} count values...'"
     words = reader.next(expected).split()
     try:
@@ -197,7 +197,7 @@ def _read_parameters(reader: _Lines, name: str) -> list[float]:
     return values
 
 
-def _check_functions(reader: _Lines, rows: list[tuple[int, list[int]]], tables: dict[str, list[float]]) -> None:
+def _check_functions(reader: LineReader, rows: list[tuple[int, list[int]]], tables: dict[str, list[float]]) -> None:
     angular = False
     for index, row in rows:
         if row[1] not in (2, 4):

@@ -9,11 +9,13 @@ triplets t, with q the product of the three cutoff functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from ase import Atoms
+from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor
 
 from maise_bridge.basis import Basis
@@ -133,8 +135,11 @@ class SymmetryFunctions:
         return torch.as_tensor(np.ascontiguousarray(array), dtype=self.dtype, device=self.device)
 
     def bonds(self, neighbors: NeighborList, species: np.ndarray) -> Bonds:
-        """Prepare a neighbour list; `species` (n_atoms,) counts within the model, from 0."""
+        """Prepare a neighbour list; `species` (n_atoms,) counts within the model, from 0. Too long bonds drop out."""
         centre, neighbour, vectors = neighbors.centre, neighbors.neighbour, neighbors.vectors
+        if neighbors.cutoff > self.cutoff:
+            near = np.flatnonzero(np.einsum("bx,bx->b", vectors, vectors) < self.cutoff**2)
+            centre, neighbour, vectors = centre.take(near), neighbour.take(near), vectors.take(near, axis=0)
         row = centre * self.n_species
         if self.n_species > 1:
             row = row + (species[neighbour] - species[centre]) % self.n_species
@@ -288,6 +293,18 @@ class SymmetryFunctions:
             scalar = 2.0 * (lengths.sum(dim) + weights.sum(dim) * side.slopes) - turns.sum(dim) / side.squares
             vectors = torch.baddbmm(scalar[:, :, None] * side.vectors, mixed, other.vectors)
             bond_gradient.index_add_(0, side.index, vectors.view(-1, 3))
+
+
+def species_indices(structures: Sequence[Atoms], species: Sequence[str]) -> np.ndarray:
+    """Place in `species` of every atom of some structures, (n_atoms,). Raises ValueError naming what is missing."""
+    place = np.full(len(atomic_numbers), -1)
+    place[[atomic_numbers[symbol] for symbol in species]] = np.arange(len(species))
+    numbers = np.concatenate([atoms.numbers for atoms in structures])
+    found = place[numbers]
+    if np.any(found < 0):
+        missing = sorted({chemical_symbols[number] for number in numbers[found < 0]})
+        raise ValueError(f"structure has {', '.join(missing)}; the model covers {', '.join(species)}")
+    return found
 
 
 def _input_blocks(n_species: int, n_radial: int, n_angular: int) -> Iterator[tuple[tuple[int, ...], slice]]:

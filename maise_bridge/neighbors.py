@@ -91,6 +91,57 @@ def neighbor_list(structures: Sequence[Atoms], cutoff: float) -> NeighborList:
     return bonds.moved(*geometry(structures))
 
 
+class NeighborListCache:
+    """Neighbour lists that are searched anew only when atoms or cells have moved too far.
+
+    A list made with `cutoff` + `skin` is valid as long as no pair that is now within the cutoff can have been
+    outside of it. With F the deformation of the cell and u the largest displacement that does not follow the cell,
+    a pair at distance d had at most sigma_max(F^-1) (d + 2 u).
+
+    Parameters
+    ----------
+    cutoff, skin : float
+        Å.
+    """
+
+    def __init__(self, cutoff: float, skin: float = 0.4) -> None:
+        self.cutoff, self.skin = cutoff, skin
+        self.n_searches = 0
+        self._list: NeighborList | None = None
+        self._pbc = np.empty((0, 3), dtype=bool)
+        self._positions = self._cells = np.empty(0)
+
+    def get(self, structures: Sequence[Atoms]) -> NeighborList:
+        """Return a list that holds every bond within `cutoff`, and some longer ones."""
+        positions, cells = geometry(structures)
+        pbc = np.array([atoms.pbc for atoms in structures])
+        if self._list is not None and self._valid(structures, positions, cells, pbc):
+            return self._list.moved(positions, cells)
+        self._list = neighbor_list(structures, self.cutoff + self.skin)
+        self._positions, self._cells, self._pbc = positions, cells, pbc
+        self.n_searches += 1
+        return self._list
+
+    def _valid(self, structures: Sequence[Atoms], positions: np.ndarray, cells: np.ndarray, pbc: np.ndarray) -> bool:
+        assert self._list is not None
+        structure = np.repeat(np.arange(len(structures)), [len(atoms) for atoms in structures])
+        if not (np.array_equal(pbc, self._pbc) and np.array_equal(structure, self._list.structure)):
+            return False
+        if not (np.isfinite(positions).all() and np.isfinite(cells).all()):
+            return False  # the search says what is wrong
+        if np.array_equal(cells, self._cells):
+            displacement, stretch = positions - self._positions, 1.0
+        else:
+            if np.any(np.abs(np.linalg.det(cells)) < 1e-6) or np.any(np.abs(np.linalg.det(self._cells)) < 1e-6):
+                return False
+            deformation = np.linalg.solve(self._cells, cells)
+            followed = np.einsum("ni,nij->nj", self._positions, deformation[structure])
+            displacement = positions - followed
+            stretch = float(1.0 / np.linalg.svd(deformation, compute_uv=False).min())
+        largest = float(np.sqrt((displacement * displacement).sum(1).max()))
+        return stretch * (self.cutoff + 2.0 * largest) <= self.cutoff + self.skin
+
+
 def geometry(structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
     """Return positions (n_atoms, 3) and cells (n_structures, 3, 3) of a batch; Å."""
     positions = np.concatenate([atoms.positions for atoms in structures])

@@ -10,7 +10,7 @@ from ase import Atoms
 from torch import Tensor
 
 from maise_bridge.basis import Basis
-from maise_bridge.descriptors import Bonds, Chunk, SymmetryFunctions
+from maise_bridge.descriptors import Bonds, Chunk, SymmetryFunctions, species_indices
 from maise_bridge.neighbors import neighbor_list
 
 _TRIPLETS_PER_CHUNK = 4_000
@@ -64,16 +64,6 @@ def descriptor_tables(atoms: Atoms, basis: Basis, species: Sequence[str]) -> tup
                 table = by_bond if by_bond is not None else _angular_table(functions, chunk, classes, number)
                 _scatter(bonds, side.index, centres, table, derivatives[:, block])
     return values, derivatives
-
-
-def species_indices(structures: Sequence[Atoms], species: Sequence[str]) -> np.ndarray:
-    """Position in `species` of every atom of some structures, (n_atoms,). Raises ValueError naming what is missing."""
-    place = {symbol: index for index, symbol in enumerate(species)}
-    symbols = [symbol for atoms in structures for symbol in atoms.symbols]
-    missing = sorted(set(symbols) - set(place))
-    if missing:
-        raise ValueError(f"structure has {', '.join(missing)}; the model covers {', '.join(species)}")
-    return np.array([place[symbol] for symbol in symbols], dtype=np.int64)
 
 
 def _pair_table(functions: SymmetryFunctions, chunk: Chunk, d: int) -> Tensor:
