@@ -64,11 +64,11 @@ class Recipe:
     tempering: str = "none"
     latent_dim: int = 2
     hidden: tuple[int, ...] = (128, 64)
-    noise_floor: float = 0.5
+    noise_floor: float = 0.8
     epochs: int = 100
     batch_size: int = 64
     optimizer: str = "adam"
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     weight_decay: float = 0.01
     gradient_clip: float = 100.0
     held_out_fraction: float = 0.15
