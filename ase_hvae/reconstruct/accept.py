@@ -1,0 +1,98 @@
+"""Judge steered crystals: limits, space group, agreement with the target, near-identical results."""
+
+from __future__ import annotations
+
+import numpy as np
+import vesin
+from ase import Atoms
+
+from ase_hvae.rdf import RDFSettings, radial_distribution
+from ase_hvae.reconstruct.wyckoff import Template
+
+SAME_PEARSON = 1e-4  # Pearson distance between two g(r) of the same crystal
+SAME_VOLUME = 2e-3  # relative difference of their volumes per atom
+SAME_ANGLES = 0.02  # difference of their bond-angle histograms
+
+
+def keeps_space_group(entry: Template, atoms: Atoms, tolerance: float = 1e-4) -> bool:
+    """Tell whether all operations of the template's space group map the crystal onto itself.
+
+    Parameters
+    ----------
+    entry : Template
+        Space group in the setting of the primitive cell.
+    atoms : Atoms
+        Crystal in that cell.
+    tolerance : float
+        Largest displacement of an atom, and relative change of the metric; Å.
+    """
+    cell, group = atoms.cell.array, entry.group
+    metric = cell @ cell.T
+    turned = np.einsum("gba,bc,gcd->gad", group.rotations, metric, group.rotations)
+    if np.abs(turned - metric).max() > tolerance * np.abs(metric).max():
+        return False
+    scaled = atoms.get_scaled_positions(wrap=False)
+    images = np.einsum("gab,nb->gna", group.rotations, scaled) + group.translations[:, None]
+    difference = images[:, :, None] - scaled
+    distances = np.linalg.norm((difference - np.round(difference)) @ cell, axis=-1)
+    return bool(distances.min(2).max() < tolerance)
+
+
+def pearson_distances(structures: list[Atoms], target: np.ndarray, settings: RDFSettings) -> np.ndarray:
+    """Return 1 - Pearson correlation of each crystal's g(r) with the target, shape (n_structures,)."""
+    if not structures:
+        return np.zeros(0)
+    return 1 - _correlations(_rdfs(structures, settings), target[None])[:, 0]
+
+
+def distinct(structures: list[Atoms], settings: RDFSettings) -> list[int]:
+    """Return the positions of the crystals that are no near-identical copy of an earlier one.
+
+    Copies agree in g(r), volume per atom and bond angles to within what steering leaves open. Cheap, not a proof of
+    identity: crystals that differ by more are all kept.
+    """
+    if not structures:
+        return []
+    rdfs = _rdfs(structures, settings)
+    similar = 1 - _correlations(rdfs, rdfs) < SAME_PEARSON
+    volumes = np.array([atoms.get_volume() / len(atoms) for atoms in structures])
+    angles = np.stack([_bond_angles(atoms) for atoms in structures])
+    kept: list[int] = []
+    for index in range(len(structures)):
+        earlier = [k for k in kept if similar[index, k]]
+        same_volume = np.abs(volumes[earlier] / volumes[index] - 1) < SAME_VOLUME
+        same_angles = np.abs(angles[earlier] - angles[index]).sum(1) < SAME_ANGLES
+        if not (same_volume & same_angles).any():
+            kept.append(index)
+    return kept
+
+
+def _rdfs(structures: list[Atoms], settings: RDFSettings) -> np.ndarray:
+    return radial_distribution(structures, rmax=settings.rmax, n_bins=settings.n_bins, sigma=settings.sigma)
+
+
+def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the Pearson correlation of every row of `a` with every row of `b`."""
+    a, b = (rows - rows.mean(1, keepdims=True) for rows in (a, b))
+    norm = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
+    return a @ b.T / np.where(norm > 0, norm, np.inf)
+
+
+def _bond_angles(atoms: Atoms, n_bins: int = 36, width: float = 0.1) -> np.ndarray:
+    """Return the smeared histogram of cosines between bonds up to 1.3 times the shortest, shape (n_bins,), sum 1."""
+    volume = atoms.get_volume() / len(atoms)
+    finder = vesin.NeighborList(cutoff=2.0 * volume ** (1 / 3), full_list=True)
+    centers, vectors = finder.compute(atoms.positions, atoms.cell.array, True, "iD")
+    lengths = np.linalg.norm(vectors, axis=1)
+    soft = np.exp(-np.clip(lengths / lengths.min() - 1.0, 0, None) / 0.15)  # no sharp limit that noise could cross
+    units = vectors / lengths[:, None]
+    grid = np.linspace(-1, 1, n_bins)
+    total = np.zeros(n_bins)
+    for center in range(len(atoms)):
+        mine = centers == center
+        cosines = units[mine] @ units[mine].T
+        weights = np.outer(soft[mine], soft[mine])
+        np.fill_diagonal(weights, 0.0)
+        strong = weights > 1e-3
+        total += (weights[strong][:, None] * np.exp(-0.5 * ((cosines[strong][:, None] - grid) / width) ** 2)).sum(0)
+    return total / total.sum()
