@@ -22,7 +22,7 @@ from maise_bridge.basis import Basis
 from maise_bridge.neighbors import NeighborList
 
 _FAR = 1e6  # squared length of the bond that pads rows: farther than any cutoff
-_TRIPLETS_PER_CHUNK = 20_000  # keeps the working set of a chunk in cache
+_TRIPLETS_PER_CHUNK = 30_000  # bounds memory (some 10 MB) and keeps the working set near the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +37,8 @@ class Bonds:
         Atoms at both ends, and the structure they belong to.
     vectors : Tensor, shape (n_bonds + 1, 3)
         From centre to neighbour; Å.
-    squares, lengths : Tensor, shape (n_bonds + 1,)
-        Squared length (Å²) and length (Å).
-    weights, slopes : Tensor, shape (n_bonds + 1,)
-        Cutoff function fc(r), and d ln fc / d r² (1/Å²).
+    scalars : Tensor, shape (4, n_bonds + 1)
+        Squared length (Å²), length (Å), cutoff function fc, and d ln fc / d r² (1/Å²).
     start, count : ndarray, shape (n_atoms, n_species)
         Where the neighbours of one class of one centre lie.
     """
@@ -49,19 +47,21 @@ class Bonds:
     neighbour: Tensor
     structure: Tensor
     vectors: Tensor
-    squares: Tensor
-    lengths: Tensor
-    weights: Tensor
-    slopes: Tensor
+    scalars: Tensor
     start: np.ndarray
     count: np.ndarray
 
+    @property
+    def lengths(self) -> Tensor:
+        """Lengths (n_bonds + 1,); Å."""
+        return self.scalars[1]
+
 
 @dataclass(frozen=True, eq=False)
-class _Side:
+class Side:
     """Neighbours of one class of the centres of a chunk, padded to a rectangle (n_centres, n_neighbours)."""
 
-    index: Tensor
+    index: Tensor  # number of the bond, flat
     vectors: Tensor
     squares: Tensor
     lengths: Tensor
@@ -70,17 +70,21 @@ class _Side:
 
 
 @dataclass(frozen=True, eq=False)
-class _Triplets:
-    """Pairs of neighbours closer than the cutoff, padded to (n_centres, n_triplets), with their factors."""
+class Triplets:
+    """Pairs of neighbours closer than the cutoff, padded to (n_centres, n_triplets), with their factors.
+
+    `radial` is q E_a, (n_centres, n_eta, n_triplets); `angular` is A_b and `dangular` is (1 + lambda c)^(zeta - 1),
+    both (n_centres, n_zeta * n_lambda, n_triplets).
+    """
 
     classes: tuple[int, int]
-    flat: Tensor  # where the pair stands in (n_centres, n_left, n_right), flattened
+    flat: Tensor  # place of the pair in (n_centres, n_left, n_right), flattened
     cosine: Tensor
     inverse: Tensor  # 1 / (r_ij r_ik)
     slope: Tensor  # d ln fc(r_jk) / dx
-    radial: Tensor  # q E_a, (n_centres, n_eta, n_triplets)
-    angular: Tensor  # A_b, (n_centres, n_zeta_lambda, n_triplets)
-    dangular: Tensor  # dA_b / dc
+    radial: Tensor
+    angular: Tensor
+    dangular: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +93,9 @@ class Chunk:
 
     centres: np.ndarray
     descriptors: Tensor
-    sides: tuple[_Side, ...]
+    sides: tuple[Side, ...]
     pairs: tuple[Tensor, ...]  # exp(-eta (r - Rs)²) per class, (n_centres, n_radial, n_neighbours)
-    triplets: tuple[_Triplets, ...]
+    triplets: tuple[Triplets, ...]
 
 
 class SymmetryFunctions:
@@ -122,14 +126,21 @@ class SymmetryFunctions:
         self.cutoff = basis.cutoff
         self.n_inputs = basis.n_inputs(n_species)
         self.device, self.dtype = torch.device(device), dtype
-        etas, eta_of = np.unique(basis.angular[:, 0], return_inverse=True)
-        self._powers, power_of = np.unique(basis.angular[:, 1:], axis=0, return_inverse=True)
-        self._pick = torch.as_tensor(eta_of * len(self._powers) + power_of, device=self.device)
-        self._eta = self._tensor(etas)
-        self.radial = self._tensor(basis.radial)
-        self.eta_of_function = self._tensor(basis.angular[:, 0])
-        self.factors = torch.as_tensor(eta_of, device=self.device), torch.as_tensor(power_of, device=self.device)
         self.blocks = tuple(_input_blocks(n_species, len(basis.radial), len(basis.angular)))
+        self.radial = self._tensor(basis.radial)
+        etas, eta_of = np.unique(basis.angular[:, 0], return_inverse=True)
+        self._zetas, zeta_of = np.unique(basis.angular[:, 1], return_inverse=True)
+        signs, sign_of = np.unique(basis.angular[:, 2], return_inverse=True)
+        power_of = zeta_of * len(signs) + sign_of
+        self._etas, self._signs = self._tensor(etas), self._tensor(signs)
+        zetas = np.repeat(self._zetas, len(signs))
+        self._prefactors = self._tensor(2.0 * 2.0 ** (1.0 - zetas))
+        self._dprefactors = self._tensor(zetas * np.tile(signs, len(self._zetas)))
+        self._pick = torch.as_tensor(eta_of * len(zetas) + power_of, device=self.device)
+        self.eta_of_function = self._tensor(basis.angular[:, 0])
+        self.prefactor_of_function = self._prefactors[power_of]
+        self.dprefactor_of_function = (self._prefactors * self._dprefactors)[power_of]
+        self.factors = torch.as_tensor(eta_of, device=self.device), torch.as_tensor(power_of, device=self.device)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(array), dtype=self.dtype, device=self.device)
@@ -140,28 +151,25 @@ class SymmetryFunctions:
         if neighbors.cutoff > self.cutoff:
             near = np.flatnonzero(np.einsum("bx,bx->b", vectors, vectors) < self.cutoff**2)
             centre, neighbour, vectors = centre.take(near), neighbour.take(near), vectors.take(near, axis=0)
-        row = centre * self.n_species
+        row = centre
         if self.n_species > 1:
-            row = row + (species[neighbour] - species[centre]) % self.n_species
+            row = centre * self.n_species + (species[neighbour] - species[centre]) % self.n_species
             order = np.argsort(row, kind="stable")
             centre, neighbour, vectors, row = centre[order], neighbour[order], vectors[order], row[order]
         count = np.bincount(row, minlength=neighbors.n_atoms * self.n_species)
-        start = (np.cumsum(count) - count).reshape(-1, self.n_species)
         padded = self._tensor(np.concatenate([vectors, np.zeros((1, 3))]))
-        squares = (padded * padded).sum(1)
-        squares[-1] = _FAR
-        lengths = squares.sqrt()
-        weights, slopes = _cutoff_function(squares, lengths, self.cutoff)
+        scalars = padded.new_empty((4, len(padded)))
+        torch.linalg.vecdot(padded, padded, out=scalars[0])
+        scalars[0, -1] = _FAR
+        _cutoff_function(scalars[0], self.cutoff, scalars[1:])
+        scalars[2:, -1] = 0.0
         return Bonds(
             centre=torch.as_tensor(centre, device=self.device),
             neighbour=torch.as_tensor(neighbour, device=self.device),
             structure=torch.as_tensor(neighbors.structure[centre], device=self.device),
             vectors=padded,
-            squares=squares,
-            lengths=lengths,
-            weights=weights,
-            slopes=slopes,
-            start=start,
+            scalars=scalars,
+            start=(np.cumsum(count) - count).reshape(-1, self.n_species),
             count=count.reshape(-1, self.n_species),
         )
 
@@ -170,9 +178,9 @@ class SymmetryFunctions:
         count = bonds.count[centres].sum(1)
         order = np.argsort(count, kind="stable")
         work = np.cumsum(1 + count[order].astype(float) ** 2 / 4)  # half of all pairs are closer than the cutoff
-        yield from (
-            part for part in np.split(centres[order], np.flatnonzero(np.diff(work // triplets)) + 1) if len(part)
-        )
+        n_chunks = np.ceil(work[-1] / triplets) if len(work) else 1
+        number = np.floor(work * n_chunks / (work[-1:] * (1 + 1e-9)))
+        yield from (part for part in np.split(centres[order], np.flatnonzero(np.diff(number)) + 1) if len(part))
 
     def forward(self, bonds: Bonds, centres: np.ndarray) -> Chunk:
         """Compute the descriptors (n_centres, n_inputs) of some atoms."""
@@ -183,114 +191,108 @@ class SymmetryFunctions:
             if len(classes) == 1:
                 side = sides[classes[0]]
                 shifted = side.lengths[:, None, :] - self.radial[:, 1, None]
-                pairs.append(torch.exp(-self.radial[:, 0, None] * shifted * shifted))
-                out[:, block] = (pairs[-1] @ side.weights[:, :, None])[:, :, 0]
+                pairs.append(shifted.square_().mul_(-self.radial[:, 0, None]).exp_())
+                out[:, block] = torch.bmm(pairs[-1], side.weights[:, :, None])[:, :, 0]
             else:
                 triplets.append(self._triplets(sides, classes))
-                products = triplets[-1].radial @ triplets[-1].angular.transpose(1, 2)
-                out[:, block] = products.flatten(1).index_select(1, self._pick)
+                products = torch.bmm(triplets[-1].radial, triplets[-1].angular.transpose(1, 2)).mul_(self._prefactors)
+                out[:, block] = products.view(len(centres), -1).index_select(1, self._pick)
         return Chunk(centres, out, sides, tuple(pairs), tuple(triplets))
 
     def backward(self, chunk: Chunk, gradient: Tensor, bond_gradient: Tensor) -> None:
         """Add dE/d(bond vector) to `bond_gradient` (n_bonds + 1, 3), given dE/d(descriptors) of the chunk."""
-        number = 0
+        pairs, triplets = iter(chunk.pairs), iter(chunk.triplets)
         for classes, block in self.blocks:
             if len(classes) == 1:
-                side, functions = chunk.sides[classes[0]], chunk.pairs[classes[0]]
-                self._pair_backward(side, functions, gradient[:, block], bond_gradient)
+                self._pair_backward(chunk.sides[classes[0]], next(pairs), gradient[:, block], bond_gradient)
             else:
-                self._angular_backward(chunk.sides, chunk.triplets[number], gradient[:, block], bond_gradient)
-                number += 1
+                self._angular_backward(chunk.sides, next(triplets), gradient[:, block], bond_gradient)
 
-    def _side(self, bonds: Bonds, centres: np.ndarray, d: int) -> _Side:
+    def _side(self, bonds: Bonds, centres: np.ndarray, d: int) -> Side:
         start, count = bonds.start[centres, d], bonds.count[centres, d]
         place = np.arange(max(1, count.max()))
-        padding = len(bonds.squares) - 1
-        index = torch.as_tensor(np.where(place < count[:, None], start[:, None] + place, padding), device=self.device)
-        flat, shape = index.flatten(), index.shape
-        return _Side(
-            index=flat,
-            vectors=bonds.vectors.index_select(0, flat).view(*shape, 3),
-            squares=bonds.squares.index_select(0, flat).view(shape),
-            lengths=bonds.lengths.index_select(0, flat).view(shape),
-            weights=bonds.weights.index_select(0, flat).view(shape),
-            slopes=bonds.slopes.index_select(0, flat).view(shape),
-        )
+        padding = bonds.scalars.shape[1] - 1
+        index = np.where(place < count[:, None], start[:, None] + place, padding)
+        flat = torch.as_tensor(index, device=self.device).view(-1)
+        scalars = bonds.scalars.index_select(1, flat).view(4, *index.shape)
+        vectors = bonds.vectors.index_select(0, flat).view(*index.shape, 3)
+        return Side(flat, vectors, *scalars.unbind(0))
 
-    def _triplets(self, sides: tuple[_Side, ...], classes: tuple[int, ...]) -> _Triplets:
+    def _triplets(self, sides: tuple[Side, ...], classes: tuple[int, ...]) -> Triplets:
         left, right = sides[classes[0]], sides[classes[1]]
-        both = left.squares[:, :, None] + right.squares[:, None, :]
-        opposite = torch.baddbmm(both, left.vectors, right.vectors.transpose(1, 2), alpha=-2.0)
-        near = opposite < self.cutoff**2
+        shape = (*left.squares.shape, right.squares.shape[1])
+        dense = left.squares.new_empty((4, *shape))
+        torch.add(left.squares[:, :, None], right.squares[:, None, :], out=dense[0])
+        torch.baddbmm(dense[0], left.vectors, right.vectors.transpose(1, 2), alpha=-2.0, out=dense[1])
+        torch.mul(left.lengths[:, :, None], right.lengths[:, None, :], out=dense[2])
+        torch.mul(left.weights[:, :, None], right.weights[:, None, :], out=dense[3])
+        near = dense[1] < self.cutoff**2
         if classes[0] == classes[1]:
-            near &= torch.ones(near.shape[1:], dtype=torch.bool, device=self.device).triu(1)
+            near.logical_and_(torch.ones(shape[1:], dtype=torch.bool, device=self.device).triu_(1))
         flat, valid = _padded_indices(near)
-        inverse = (1.0 / left.lengths)[:, :, None] * (1.0 / right.lengths)[:, None, :]
-        weight = left.weights[:, :, None] * right.weights[:, None, :]
-        s, x, inverse, weight = (
-            dense.view(-1).index_select(0, flat.view(-1)).view(flat.shape)
-            for dense in (both, opposite, inverse, weight)
-        )
+        s, x, lengths, weight = dense.view(4, -1).index_select(1, flat.view(-1)).view(4, *flat.shape).unbind(0)
         if valid is not None:
-            weight = weight * valid
-            x = torch.where(valid, x, 1.0)
-        x = x.clamp_min(1e-12)
-        cosine = 0.5 * (s - x) * inverse
-        weight_x, slope = _cutoff_function(x, x.sqrt(), self.cutoff)
+            weight.mul_(valid)
+            x.masked_fill_(~valid, 1.0)
+        x.clamp_min_(1e-12)
+        cutoff = x.new_empty((3, *x.shape))
+        _cutoff_function(x, self.cutoff, cutoff)
+        inverse = lengths.reciprocal_()
+        cosine = (s - x).mul_(inverse).mul_(0.5)
+        radial = torch.mul(s.add_(x)[:, None, :], -self._etas[:, None]).exp_()
+        radial.mul_(weight.mul_(cutoff[1])[:, None, :])
         angular, dangular = self._angular_factors(cosine)
-        radial = torch.exp(-self._eta[:, None] * (s + x)[:, None, :]).mul_((weight * weight_x)[:, None, :])
-        return _Triplets((classes[0], classes[1]), flat, cosine, inverse, slope, radial, angular, dangular)
+        return Triplets((classes[0], classes[1]), flat, cosine, inverse, cutoff[2], radial, angular, dangular)
 
     def _angular_factors(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
-        """2 · 2^(1-zeta) (1 + lambda c)^zeta and its derivative by c, (n_centres, n_powers, n_triplets)."""
-        shape = (cosine.shape[0], len(self._powers), cosine.shape[1])
-        angular, dangular = cosine.new_empty(shape), cosine.new_empty(shape)
-        known: dict[tuple[float, int], Tensor] = {}
-        for b, (zeta, sign) in enumerate(self._powers):
-            base = known.setdefault((sign, 1), 1.0 + sign * cosine)
-            scale = 2.0 * 2.0 ** (1.0 - zeta)
+        """(1 + lambda c)^zeta and (1 + lambda c)^(zeta - 1), each (n_centres, n_zeta * n_lambda, n_triplets)."""
+        n, n_triplets = cosine.shape
+        base = torch.mul(cosine[:, None, :], self._signs[:, None]).add_(1.0)
+        out = base.new_empty((2, n, len(self._zetas), len(self._signs), n_triplets))
+        known = {0: torch.ones_like(base), 1: base}
+        for number, zeta in enumerate(self._zetas):
             if zeta == int(zeta) and zeta >= 1:
-                lower = _integer_power(base, int(zeta) - 1, sign, known)
+                out[1, :, number] = lower = _integer_power(int(zeta) - 1, known)
             else:
-                lower = base.clamp_min(1e-300) ** (zeta - 1.0)
-            torch.mul(lower, scale * zeta * sign, out=dangular[:, b])
-            torch.mul(lower, base, out=angular[:, b]).mul_(scale)
+                out[1, :, number] = lower = base.clamp_min(1e-300) ** (zeta - 1.0)
+            torch.mul(lower, base, out=out[0, :, number])
+        angular, dangular = out.view(2, n, len(self._prefactors), n_triplets).unbind(0)
         return angular, dangular
 
-    def _pair_backward(self, side: _Side, functions: Tensor, gradient: Tensor, bond_gradient: Tensor) -> None:
-        weighted = gradient[:, :, None] * functions
-        total = weighted.sum(1)
-        shifted = (weighted * (-2.0 * self.radial[:, 0, None])).sum(1) * side.lengths
-        shifted = shifted - (weighted * (-2.0 * self.radial[:, 0] * self.radial[:, 1])[:, None]).sum(1)
-        # d/dr = fc (total 2 r slope + shifted); along the unit vector
-        along = side.weights * (2.0 * total * side.slopes + shifted / side.lengths)
+    def _pair_backward(self, side: Side, functions: Tensor, gradient: Tensor, bond_gradient: Tensor) -> None:
+        eta, shift = self.radial.unbind(1)
+        # with a shift, d/dr² of exp(-eta (r - Rs)²) is -eta (1 - Rs / r) times it
+        matrix = torch.stack([gradient, gradient * eta, gradient * (eta * shift)], 1)
+        total, stretched, shifted = torch.bmm(matrix, functions).unbind(1)
+        along = side.weights * (total * side.slopes - stretched + shifted / side.lengths) * 2.0
         bond_gradient.index_add_(0, side.index, (along[:, :, None] * side.vectors).view(-1, 3))
 
     def _angular_backward(
-        self, sides: tuple[_Side, ...], triplets: _Triplets, gradient: Tensor, bond_gradient: Tensor
+        self, sides: tuple[Side, ...], triplets: Triplets, gradient: Tensor, bond_gradient: Tensor
     ) -> None:
         left, right = sides[triplets.classes[0]], sides[triplets.classes[1]]
-        n, n_left, n_right = len(gradient), left.squares.shape[1], right.squares.shape[1]
-        matrix = gradient.new_zeros((n, len(self._eta) * len(self._powers)))
-        matrix.index_add_(1, self._pick, gradient)
-        matrix = matrix.view(n, len(self._eta), len(self._powers))
-        product = (matrix @ triplets.angular).mul_(triplets.radial)
-        total = product.sum(1)
-        stretch = -(self._eta @ product)  # d/ds at fixed x and c
-        tilt = (matrix.transpose(1, 2) @ triplets.radial).mul_(triplets.dangular).sum(1)  # d/dc
-        opposite = stretch + total * triplets.slope  # d/dx
-        tilt_dot = tilt * triplets.inverse  # d/d(d_ij · d_ik) at fixed lengths
-
-        def dense(values: Tensor) -> Tensor:
-            out = values.new_zeros(n * n_left * n_right)
-            return out.scatter_add_(0, triplets.flat.view(-1), values.reshape(-1)).view(n, n_left, n_right)
-
-        cross = dense(tilt_dot - 2.0 * opposite)
-        lengths = dense(stretch + opposite)
-        weights = dense(total)
-        turns = dense(tilt * triplets.cosine)
-        for dim, side, other, mixed in ((2, left, right, cross), (1, right, left, cross.transpose(1, 2))):
-            scalar = 2.0 * (lengths.sum(dim) + weights.sum(dim) * side.slopes) - turns.sum(dim) / side.squares
+        shape = (*left.squares.shape, right.squares.shape[1])
+        matrix = gradient.new_zeros((len(gradient), len(self._etas) * len(self._prefactors)))
+        matrix = matrix.index_add_(1, self._pick, gradient).view(len(gradient), len(self._etas), len(self._prefactors))
+        matrix.mul_(self._prefactors)
+        product = torch.bmm(matrix, triplets.angular).mul_(triplets.radial)
+        values = product.new_empty((4, *product[:, 0].shape))
+        cross, lengths, weights, turns = values.unbind(0)
+        torch.sum(product, 1, out=weights)
+        torch.matmul(self._etas, product, out=lengths).neg_()  # d/ds at fixed x and c
+        tilt = torch.bmm((matrix * self._dprefactors).transpose(1, 2), triplets.radial)
+        tilt = tilt.mul_(triplets.dangular).sum(1)  # d/dc
+        opposite = torch.addcmul(lengths, weights, triplets.slope)  # d/dx
+        torch.mul(tilt, triplets.inverse, out=cross).sub_(opposite, alpha=2.0)
+        lengths.add_(opposite)
+        torch.mul(tilt, triplets.cosine, out=turns)
+        dense = values.new_zeros((4, math.prod(shape)))
+        dense.scatter_add_(1, triplets.flat.view(1, -1).expand(4, -1), values.view(4, -1))
+        dense = dense.view(4, *shape)
+        for dim, side, other in ((3, left, right), (2, right, left)):
+            lengths, weights, turns = dense[1:].sum(dim).unbind(0)
+            scalar = torch.addcmul(lengths, weights, side.slopes).mul_(2.0).sub_(turns / side.squares)
+            mixed = dense[0] if side is left and dim == 3 else dense[0].transpose(1, 2)
             vectors = torch.baddbmm(scalar[:, :, None] * side.vectors, mixed, other.vectors)
             bond_gradient.index_add_(0, side.index, vectors.view(-1, 3))
 
@@ -318,37 +320,37 @@ def _input_blocks(n_species: int, n_radial: int, n_angular: int) -> Iterator[tup
             column += width
 
 
-def _cutoff_function(squares: Tensor, lengths: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
-    """Cosine cutoff fc(r) and d ln fc / d r², both zero beyond the cutoff."""
-    angle = (math.pi / cutoff) * lengths
-    cosine = torch.cos(angle)
-    weight = 0.5 + 0.5 * cosine
-    slope = torch.sin(angle) / ((1.0 + cosine).clamp_min(1e-30) * lengths) * (-0.5 * math.pi / cutoff)
-    inside = squares < cutoff * cutoff
-    return weight * inside, slope * inside
+def _cutoff_function(squares: Tensor, cutoff: float, out: Tensor) -> None:
+    """Fill `out` with r, fc(r) = cos²(pi r / 2 Rc) and d ln fc / d r², given r² below Rc²."""
+    lengths, weights, slopes = out.unbind(0)
+    torch.sqrt(squares, out=lengths)
+    half_angle = lengths * (0.5 * math.pi / cutoff)
+    torch.cos(half_angle, out=weights)
+    torch.sin(half_angle, out=slopes).div_(weights).div_(lengths).mul_(-0.5 * math.pi / cutoff)
+    weights.square_()
 
 
-def _integer_power(base: Tensor, exponent: int, sign: float, known: dict[tuple[float, int], Tensor]) -> Tensor:
-    """base**exponent by repeated squaring, squares kept in `known`."""
-    if exponent == 0:
-        return torch.ones_like(base)
-    if (sign, exponent) not in known:
-        half = _integer_power(base, exponent // 2, sign, known)
-        known[sign, exponent] = half * half * base if exponent % 2 else half * half
-    return known[sign, exponent]
+def _integer_power(exponent: int, known: dict[int, Tensor]) -> Tensor:
+    """Power of ``known[1]`` by repeated squaring; intermediate powers are added to `known`."""
+    if exponent not in known:
+        half = _integer_power(exponent // 2, known)
+        known[exponent] = half * half * known[1] if exponent % 2 else half * half
+    return known[exponent]
 
 
 def _padded_indices(near: Tensor) -> tuple[Tensor, Tensor | None]:
     """Places of the true entries of each row of `near`, and which of them are no padding (None: all)."""
     n, size = len(near), near[0].numel()
     if near.device.type == "cpu":
-        flat = torch.from_numpy(np.flatnonzero(near.numpy()))
+        places = np.flatnonzero(near.numpy())
+        count = np.diff(np.searchsorted(places, np.arange(n + 1) * size))
     else:
-        flat = near.flatten().nonzero()[:, 0]
-    count = near.flatten(1).sum(1)
+        places = near.flatten().nonzero()[:, 0].cpu().numpy()
+        count = near.flatten(1).sum(1).cpu().numpy()
     longest = int(count.max())
-    if longest * n == len(flat):
-        return flat.view(n, longest), None
-    valid = torch.arange(longest, device=near.device) < count[:, None]
-    first = torch.arange(n, device=near.device)[:, None] * size
-    return first.expand(n, longest).contiguous().masked_scatter_(valid, flat), valid
+    if longest * n == len(places):
+        return torch.as_tensor(places, device=near.device).view(n, longest), None
+    valid = np.arange(longest) < count[:, None]
+    flat = np.repeat(np.arange(n)[:, None] * size, longest, axis=1)
+    flat[valid] = places
+    return torch.as_tensor(flat, device=near.device), torch.as_tensor(valid, device=near.device)

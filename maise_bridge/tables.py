@@ -90,8 +90,8 @@ def _angular_table(functions: SymmetryFunctions, chunk: Chunk, classes: tuple[in
         return full if number == 0 else full.transpose(2, 3)
 
     radial = triplets.radial.index_select(1, eta_of)
-    values = radial * triplets.angular.index_select(1, power_of)
-    tilt = radial * triplets.dangular.index_select(1, power_of)
+    values = radial * triplets.angular.index_select(1, power_of) * functions.prefactor_of_function[:, None]
+    tilt = radial * triplets.dangular.index_select(1, power_of) * functions.dprefactor_of_function[:, None]
     stretch = values * -functions.eta_of_function[:, None]
     opposite = stretch + values * triplets.slope[:, None]
     mixed = dense(tilt * triplets.inverse[:, None] - 2.0 * opposite)
