@@ -94,10 +94,10 @@ class CellFilter(FrechetCellFilter):
         positions[-3:] = self._log_deformation * self.exp_cell_factor
         return positions
 
-    def set_positions(self, positions: np.ndarray, **kwargs: bool) -> None:
+    def set_positions(self, new: np.ndarray, **kwargs: bool) -> None:  # type: ignore[override]
         """Set positions and cell from undeformed positions and scaled log F."""
-        self._log_deformation = positions[-3:] / self.exp_cell_factor
-        deformed = np.concatenate([positions[:-3], self.cell_factor * _expm(self._log_deformation)])
+        self._log_deformation = new[-3:] / self.exp_cell_factor
+        deformed = np.concatenate([new[:-3], self.cell_factor * _expm(self._log_deformation)])
         UnitCellFilter.set_positions(self, deformed, **kwargs)
 
     def get_forces(self, **kwargs: bool) -> np.ndarray:
