@@ -41,7 +41,7 @@ def find_model(model: str | Path) -> Path:
             return path
     names = ", ".join(shipped_models()) or "none"
     raise CalculatorSetupError(
-        f"no MAISE model {str(model)!r}; pass the path of a model file or a shipped name: {names}"
+        f"no MAISE model {str(model)!r}; pass the path of a model file or a shipped name ({names})"
     )
 
 

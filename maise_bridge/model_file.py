@@ -245,11 +245,11 @@ def _problem(model: MaiseModel) -> str | None:
 
 
 def _read_header(reader: LineReader) -> list[str]:
-    lines = [reader.next("a rule of dashes"), reader.next("the kind of model")]
-    kind = lines[1].strip("| ").split()
-    if not lines[0].startswith("---") or not kind or not lines[1].startswith("|"):
-        raise reader.error("the header of a MAISE model file")
-    if kind[0] != "neural":
+    lines = [reader.next("a rule of dashes, the first line of a MAISE model file")]
+    if not lines[0].startswith("---"):
+        raise reader.error("a rule of dashes, the first line of a MAISE model file")
+    lines.append(reader.next("the kind of model"))
+    if lines[1].strip("| ").split()[:1] != ["neural"]:
         raise reader.error(
             "a neural-network model ('neural network general information'); classical models "
             "(Gupta, Sutton-Chen, Lennard-Jones) are not supported"
