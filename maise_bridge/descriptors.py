@@ -77,7 +77,6 @@ class Triplets:
     both (n_centres, n_zeta * n_lambda, n_triplets).
     """
 
-    classes: tuple[int, int]
     flat: Tensor  # place of the pair in (n_centres, n_left, n_right), flattened
     cosine: Tensor
     inverse: Tensor  # 1 / (r_ij r_ik)
@@ -136,11 +135,10 @@ class SymmetryFunctions:
         zetas = np.repeat(self._zetas, len(signs))
         self._prefactors = self._tensor(2.0 * 2.0 ** (1.0 - zetas))
         self._dprefactors = self._tensor(zetas * np.tile(signs, len(self._zetas)))
-        self._pick = torch.as_tensor(eta_of * len(zetas) + power_of, device=self.device)
+        self.pick = torch.as_tensor(eta_of * len(zetas) + power_of, device=self.device)
         self.eta_of_function = self._tensor(basis.angular[:, 0])
         self.prefactor_of_function = self._prefactors[power_of]
         self.dprefactor_of_function = (self._prefactors * self._dprefactors)[power_of]
-        self.factors = torch.as_tensor(eta_of, device=self.device), torch.as_tensor(power_of, device=self.device)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(array), dtype=self.dtype, device=self.device)
@@ -194,9 +192,10 @@ class SymmetryFunctions:
                 pairs.append(shifted.square_().mul_(-self.radial[:, 0, None]).exp_())
                 out[:, block] = torch.bmm(pairs[-1], side.weights[:, :, None])[:, :, 0]
             else:
-                triplets.append(self._triplets(sides, classes))
+                left, right = sides[classes[0]], sides[classes[1]]
+                triplets.append(self.triplets(left, right, ordered=left is right))
                 products = torch.bmm(triplets[-1].radial, triplets[-1].angular.transpose(1, 2)).mul_(self._prefactors)
-                out[:, block] = products.view(len(centres), -1).index_select(1, self._pick)
+                out[:, block] = products.view(len(centres), -1).index_select(1, self.pick)
         return Chunk(centres, out, sides, tuple(pairs), tuple(triplets))
 
     def backward(self, chunk: Chunk, gradient: Tensor, bond_gradient: Tensor) -> None:
@@ -206,7 +205,8 @@ class SymmetryFunctions:
             if len(classes) == 1:
                 self._pair_backward(chunk.sides[classes[0]], next(pairs), gradient[:, block], bond_gradient)
             else:
-                self._angular_backward(chunk.sides, next(triplets), gradient[:, block], bond_gradient)
+                left, right = chunk.sides[classes[0]], chunk.sides[classes[1]]
+                self._angular_backward(left, right, next(triplets), gradient[:, block], bond_gradient)
 
     def _side(self, bonds: Bonds, centres: np.ndarray, d: int) -> Side:
         start, count = bonds.start[centres, d], bonds.count[centres, d]
@@ -218,8 +218,11 @@ class SymmetryFunctions:
         vectors = bonds.vectors.index_select(0, flat).view(*index.shape, 3)
         return Side(flat, vectors, *scalars.unbind(0))
 
-    def _triplets(self, sides: tuple[Side, ...], classes: tuple[int, ...]) -> Triplets:
-        left, right = sides[classes[0]], sides[classes[1]]
+    def triplets(self, left: Side, right: Side, *, ordered: bool = False, distinct: bool = False) -> Triplets:
+        """Find the pairs of a bond on the left and one on the right of each row, and compute their factors.
+
+        `ordered`: left and right are the same bonds, take each pair once; `distinct`: take no bond with itself.
+        """
         shape = (*left.squares.shape, right.squares.shape[1])
         dense = left.squares.new_empty((4, *shape))
         torch.add(left.squares[:, :, None], right.squares[:, None, :], out=dense[0])
@@ -227,8 +230,10 @@ class SymmetryFunctions:
         torch.mul(left.lengths[:, :, None], right.lengths[:, None, :], out=dense[2])
         torch.mul(left.weights[:, :, None], right.weights[:, None, :], out=dense[3])
         near = dense[1] < self.cutoff**2
-        if classes[0] == classes[1]:
+        if ordered:
             near.logical_and_(torch.ones(shape[1:], dtype=torch.bool, device=self.device).triu_(1))
+        elif distinct:
+            near.logical_and_(left.index.view(shape[:2])[:, :, None] != right.index.view(shape[0], 1, -1))
         flat, valid = _padded_indices(near)
         s, x, lengths, weight = dense.view(4, -1).index_select(1, flat.view(-1)).view(4, *flat.shape).unbind(0)
         if valid is not None:
@@ -242,7 +247,7 @@ class SymmetryFunctions:
         radial = torch.mul(s.add_(x)[:, None, :], -self._etas[:, None]).exp_()
         radial.mul_(weight.mul_(cutoff[1])[:, None, :])
         angular, dangular = self._angular_factors(cosine)
-        return Triplets((classes[0], classes[1]), flat, cosine, inverse, cutoff[2], radial, angular, dangular)
+        return Triplets(flat, cosine, inverse, cutoff[2], radial, angular, dangular)
 
     def _angular_factors(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
         """(1 + lambda c)^zeta and (1 + lambda c)^(zeta - 1), each (n_centres, n_zeta * n_lambda, n_triplets)."""
@@ -268,12 +273,11 @@ class SymmetryFunctions:
         bond_gradient.index_add_(0, side.index, (along[:, :, None] * side.vectors).view(-1, 3))
 
     def _angular_backward(
-        self, sides: tuple[Side, ...], triplets: Triplets, gradient: Tensor, bond_gradient: Tensor
+        self, left: Side, right: Side, triplets: Triplets, gradient: Tensor, bond_gradient: Tensor
     ) -> None:
-        left, right = sides[triplets.classes[0]], sides[triplets.classes[1]]
         shape = (*left.squares.shape, right.squares.shape[1])
         matrix = gradient.new_zeros((len(gradient), len(self._etas) * len(self._prefactors)))
-        matrix = matrix.index_add_(1, self._pick, gradient).view(len(gradient), len(self._etas), len(self._prefactors))
+        matrix = matrix.index_add_(1, self.pick, gradient).view(len(gradient), len(self._etas), len(self._prefactors))
         matrix.mul_(self._prefactors)
         product = torch.bmm(matrix, triplets.angular).mul_(triplets.radial)
         values = product.new_empty((4, *product[:, 0].shape))
@@ -289,10 +293,9 @@ class SymmetryFunctions:
         dense = values.new_zeros((4, math.prod(shape)))
         dense.scatter_add_(1, triplets.flat.view(1, -1).expand(4, -1), values.view(4, -1))
         dense = dense.view(4, *shape)
-        for dim, side, other in ((3, left, right), (2, right, left)):
+        for dim, side, other, mixed in ((3, left, right, dense[0]), (2, right, left, dense[0].transpose(1, 2))):
             lengths, weights, turns = dense[1:].sum(dim).unbind(0)
             scalar = torch.addcmul(lengths, weights, side.slopes).mul_(2.0).sub_(turns / side.squares)
-            mixed = dense[0] if side is left and dim == 3 else dense[0].transpose(1, 2)
             vectors = torch.baddbmm(scalar[:, :, None] * side.vectors, mixed, other.vectors)
             bond_gradient.index_add_(0, side.index, vectors.view(-1, 3))
 

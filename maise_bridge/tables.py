@@ -10,10 +10,10 @@ from ase import Atoms
 from torch import Tensor
 
 from maise_bridge.basis import Basis
-from maise_bridge.descriptors import Bonds, Chunk, SymmetryFunctions, species_indices
+from maise_bridge.descriptors import Bonds, Side, SymmetryFunctions, species_indices
 from maise_bridge.neighbors import neighbor_list
 
-_TRIPLETS_PER_CHUNK = 4_000
+_TRIPLETS_PER_CHUNK = 8_000
 _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 
@@ -58,60 +58,76 @@ def descriptor_tables(atoms: Atoms, basis: Basis, species: Sequence[str]) -> tup
         chunk = functions.forward(bonds, centres)
         values[centres] = chunk.descriptors.numpy()
         for classes, block in functions.blocks:
-            sides = [chunk.sides[d] for d in classes]
-            by_bond = _pair_table(functions, chunk, classes[0]) if len(classes) == 1 else None
-            for number, side in enumerate(sides):
-                table = by_bond if by_bond is not None else _angular_table(functions, chunk, classes, number)
-                _scatter(bonds, side.index, centres, table, derivatives[:, block])
+            for d, other in dict.fromkeys((classes, classes[::-1])) if len(classes) == 2 else ((classes[0], None),):
+                side = chunk.sides[d]
+                table = (
+                    _pair_table(functions, side)
+                    if other is None
+                    else _angular_table(functions, side, chunk.sides[other])
+                )
+                _scatter(bonds, side, centres, table, derivatives[:, block])
     return values, derivatives
 
 
-def _pair_table(functions: SymmetryFunctions, chunk: Chunk, d: int) -> Tensor:
-    """dG/d(bond vector) of the pair functions, (n_centres, n_radial, n_neighbours, 3)."""
-    side, values = chunk.sides[d], chunk.pairs[d]
-    eta, shift = functions.radial[:, 0, None], functions.radial[:, 1, None]
-    lengths = side.lengths[:, None, :]
-    along = values * side.weights[:, None] * 2.0 * (side.slopes[:, None] - eta * (lengths - shift) / lengths)
-    return along[..., None] * side.vectors[:, None]
+def _pair_table(functions: SymmetryFunctions, side: Side) -> Tensor:
+    """dG/d(bond vector) of the pair functions, (n_centres, n_neighbours, n_radial, 3)."""
+    eta, shift = functions.radial.unbind(1)
+    lengths = side.lengths[..., None]
+    values = torch.exp(-eta * (lengths - shift) ** 2) * side.weights[..., None]
+    along = 2.0 * values * (side.slopes[..., None] - eta * (lengths - shift) / lengths)
+    return (along[..., None] * side.vectors[:, :, None]).contiguous()
 
 
-def _angular_table(functions: SymmetryFunctions, chunk: Chunk, classes: tuple[int, ...], number: int) -> Tensor:
-    """dG/d(bond vector) of angular functions by the left or right bond, (n_centres, n_angular, n_neighbours, 3)."""
-    triplets = next(item for item in chunk.triplets if item.classes == classes)
-    side, other = chunk.sides[classes[number]], chunk.sides[classes[1 - number]]
-    eta_of, power_of = functions.factors
-    n, n_left, n_right = len(chunk.centres), *(chunk.sides[d].squares.shape[1] for d in classes)
-    places = triplets.flat - (torch.arange(n) * (n_left * n_right))[:, None]
+def _angular_table(functions: SymmetryFunctions, side: Side, other: Side) -> Tensor:
+    """dG/d(bond vector) of the angular functions by the bonds of one side, (n_centres, n_neighbours, n_angular, 3).
 
-    def dense(values: Tensor) -> Tensor:
-        out = values.new_zeros((n, len(eta_of), n_left * n_right))
-        out.scatter_add_(2, places[:, None].expand_as(values), values)
-        full = out.view(n, len(eta_of), n_left, n_right)
-        return full if number == 0 else full.transpose(2, 3)
+    Each bond is one row of triplets: it is paired with all bonds of the other side of the same centre.
+    """
+    n, n_bonds = side.squares.shape
+    n_others = other.squares.shape[1]
+    partner = torch.arange(n).repeat_interleave(n_bonds)
+    rows = Side(side.index, *(field.reshape(n * n_bonds, 1, *field.shape[2:]) for field in _fields(side)))
+    columns = Side(
+        other.index.view(n, n_others)[partner].flatten(), *(field.index_select(0, partner) for field in _fields(other))
+    )
+    triplets = functions.triplets(rows, columns, distinct=side is other)
+    vectors = columns.vectors.view(-1, 3).index_select(0, triplets.flat.view(-1)).view(*triplets.flat.shape, 3)
+    d_j, d_k = rows.vectors.transpose(1, 2), vectors.transpose(1, 2).contiguous()
+    slope, inverse = triplets.slope[:, None], triplets.inverse[:, None]
+    value_weights = 2.0 * (d_j * (slope + rows.slopes[:, None]) - d_k * slope)
+    eta_weights = 2.0 * d_k - 4.0 * d_j
+    tilt_weights = d_k * inverse - d_j * (triplets.cosine[:, None] / rows.squares[:, None])
+    eta, scale = functions.eta_of_function[:, None], functions.prefactor_of_function[:, None]
+    table = _weighted(functions, triplets.radial, triplets.angular, value_weights) * scale
+    table += _weighted(functions, triplets.radial, triplets.angular, eta_weights) * (scale * eta)
+    tilted = _weighted(functions, triplets.radial, triplets.dangular, tilt_weights)
+    table += tilted * functions.dprefactor_of_function[:, None]
+    return table.reshape(n, n_bonds, -1, 3).contiguous()
 
-    radial = triplets.radial.index_select(1, eta_of)
-    values = radial * triplets.angular.index_select(1, power_of) * functions.prefactor_of_function[:, None]
-    tilt = radial * triplets.dangular.index_select(1, power_of) * functions.dprefactor_of_function[:, None]
-    stretch = values * -functions.eta_of_function[:, None]
-    opposite = stretch + values * triplets.slope[:, None]
-    mixed = dense(tilt * triplets.inverse[:, None] - 2.0 * opposite)
-    scalar = 2.0 * (dense(stretch + opposite).sum(3) + dense(values).sum(3) * side.slopes[:, None])
-    scalar -= dense(tilt * triplets.cosine[:, None]).sum(3) / side.squares[:, None]
-    return scalar[..., None] * side.vectors[:, None] + mixed @ other.vectors[:, None]
+
+def _fields(side: Side) -> tuple[Tensor, ...]:
+    return side.vectors, side.squares, side.lengths, side.weights, side.slopes
 
 
-def _scatter(bonds: Bonds, index: Tensor, centres: np.ndarray, table: Tensor, out: np.ndarray) -> None:
-    """Add derivatives by bonds, (n_centres, n_functions, n_neighbours, 3), to those by atoms and strain."""
-    places = index.view(len(centres), -1)
+def _weighted(functions: SymmetryFunctions, radial: Tensor, angular: Tensor, weights: Tensor) -> Tensor:
+    """Sum of weights times E_a A_b over the triplets of each row, for each function: (n_rows, n_angular, 3)."""
+    n, n_eta, n_triplets = radial.shape
+    weighted = (weights[:, :, None] * radial[:, None]).view(n, 3 * n_eta, n_triplets)
+    products = torch.bmm(weighted, angular.transpose(1, 2)).view(n, 3, -1)
+    return products.index_select(2, functions.pick).transpose(1, 2)
+
+
+def _scatter(bonds: Bonds, side: Side, centres: np.ndarray, table: Tensor, out: np.ndarray) -> None:
+    """Add derivatives by bonds, (n_centres, n_neighbours, n_functions, 3), to those by atoms and strain."""
+    n, n_bonds, n_functions, _ = table.shape
     n_atoms = (out.shape[2] - 6) // 3
-    vectors = bonds.vectors[places]
-    strain = torch.einsum("cfkx,cky->cfxy", table, vectors).numpy()
-    neighbour = torch.cat([bonds.neighbour, bonds.neighbour.new_zeros(1)])[places]
-    by_atom = table.new_zeros((*table.shape[:2], n_atoms, 3))
-    by_atom.scatter_add_(2, neighbour[:, None, :, None].expand_as(table), table)
-    rows = np.arange(len(centres))
-    displacement = by_atom.numpy()
-    displacement[rows, :, centres] -= table.sum(2).numpy()
-    out[centres, :, : 3 * n_atoms] += displacement.reshape(*table.shape[:2], 3 * n_atoms)
+    neighbour = torch.cat([bonds.neighbour, bonds.neighbour.new_zeros(1)])[side.index]
+    target = torch.arange(n).repeat_interleave(n_bonds) * n_atoms + neighbour
+    by_atom = table.new_zeros((n * n_atoms, n_functions, 3)).index_add_(0, target, table.view(-1, n_functions, 3))
+    rows = np.arange(n)
+    displacement = by_atom.view(n, n_atoms, n_functions, 3).numpy()
+    displacement[rows, centres] -= table.sum(1).numpy()
+    out[centres, :, : 3 * n_atoms] += displacement.transpose(0, 2, 1, 3).reshape(n, n_functions, 3 * n_atoms)
+    strain = torch.bmm(table.view(n, n_bonds, -1).transpose(1, 2), side.vectors).view(n, n_functions, 3, 3).numpy()
     for column, (x, y) in enumerate(_VOIGT):
         out[centres, :, 3 * n_atoms + column] += 0.5 * (strain[..., x, y] + strain[..., y, x])
