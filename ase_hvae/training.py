@@ -70,7 +70,7 @@ class Recipe:
     optimizer: str = "adam"
     learning_rate: float = 5e-3
     weight_decay: float = 0.01
-    gradient_clip: float = 100.0
+    gradient_clip: float = 20.0
     held_out_fraction: float = 0.15
     rdf: RDFSettings = field(default_factory=RDFSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)

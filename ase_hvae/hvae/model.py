@@ -65,7 +65,8 @@ class HVAE(nn.Module):
     tempering : {"none", "fixed", "free"}
     activation : {"silu", "softplus", "tanh"}
     step_size, max_step_size : float
-        Starting value and upper bound of the step sizes in units of the encoder's sigma(x).
+        Starting value and upper bound of the step sizes in units of the encoder's sigma(x). Leapfrog is stable
+        below twice the width of the true posterior; the bound leaves room for a sigma(x) that is twice too wide.
     shared_step_size : bool
         One step size for all layers and dimensions instead of one each.
     noise_floor : float
@@ -97,8 +98,8 @@ class HVAE(nn.Module):
         n_leapfrog: int = 3,
         tempering: str = "none",
         activation: str = "silu",
-        step_size: float = 0.3,
-        max_step_size: float = 1.5,
+        step_size: float = 0.25,
+        max_step_size: float = 1.0,
         shared_step_size: bool = False,
         noise_floor: float = 0.05,
         beta0: float = 0.9,
@@ -177,7 +178,7 @@ class HVAE(nn.Module):
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mu(x) and log sigma(x), ``(..., latent_dim)``, for standardised x; sigma stays in e^-6 .. e^2."""
         mean, raw = self.encoder(x).chunk(2, dim=-1)
-        return mean, 4 * torch.tanh((raw + 2) / 4) - 2
+        return mean, 4 * torch.tanh(raw / 4) - 2
 
     def step_sizes(self, log_sigma: Tensor) -> Tensor:
         """Return eps_k(x) = eps_max sigmoid(e_k) sigma(x), ``(K, n, latent_dim)``."""
@@ -240,9 +241,12 @@ class HVAE(nn.Module):
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator is {estimator!r}; choose one of {', '.join(ESTIMATORS)}")
         end, log_sigma, log_beta0 = self.trajectory(x, noise)
-        squares = noise.position.square().sum(-1) + noise.momenta.square().sum(-1)
+        position_square, momenta_square = noise.position.square().sum(-1), noise.momenta.square().sum(-1)
         if estimator == "analytic":
-            squares = torch.full_like(squares, 2 * self.latent_dim)
+            position_square = torch.full_like(position_square, self.latent_dim)
+            if self.n_leapfrog:  # momenta that nothing moves cancel exactly
+                momenta_square = torch.full_like(momenta_square, self.latent_dim)
+        squares = position_square + momenta_square
         log_q0 = -log_sigma.sum(-1) - 0.5 * squares - self.latent_dim * LOG_2PI + 0.5 * self.latent_dim * log_beta0
         log_momenta = -0.5 * end.momenta.square().sum(-1) - 0.5 * self.latent_dim * LOG_2PI
         return -end.potential + log_momenta - log_q0 + 0.5 * self.latent_dim * log_beta0

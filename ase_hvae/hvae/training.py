@@ -49,7 +49,7 @@ def fit(
     learning_rate: float = 2e-3,
     optimizer: str = "adam",
     weight_decay: float = 0.0,
-    gradient_clip: float = 100.0,
+    gradient_clip: float = 20.0,
     anneal: bool = True,
     estimator: str = "analytic",
     progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
@@ -64,7 +64,7 @@ def fit(
         Source of the minibatches and of the noise: the same state gives the same weights, bit for bit.
     epochs, batch_size : int
     learning_rate : float
-        Of the first epoch; falls to zero along a half cosine when `anneal` is true.
+        When `anneal` is true, it rises over the first 5 % of the epochs and then falls to zero along a half cosine.
     optimizer : {"adam", "sgd"}
         SGD has Nesterov momentum 0.9.
     weight_decay : float
@@ -89,13 +89,18 @@ def fit(
     for epoch in progress(range(epochs)) if progress else range(epochs):
         if anneal:
             for group in solver.param_groups:
-                group["lr"] = 0.5 * learning_rate * (1 + math.cos(math.pi * epoch / epochs))
+                group["lr"] = learning_rate * _annealed(epoch, epochs)
         losses.append(_epoch(model, x, solver, rng, batch_size, gradient_clip, estimator, epoch))
         divergences.append(model.kl_per_dimension(features).double().numpy())
         times.append(time.perf_counter() - begin)
         logger.debug("epoch %d: loss %.3f, KL %s", epoch, losses[-1], divergences[-1].round(2))
     model.eval()
     return History(np.array(losses), np.array(divergences), np.array(times))
+
+
+def _annealed(epoch: int, epochs: int) -> float:
+    """Share of the learning rate that an epoch uses."""
+    return min(1.0, (epoch + 1) / (0.05 * epochs)) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
 def _epoch(
