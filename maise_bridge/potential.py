@@ -87,6 +87,7 @@ class MaisePotential:
         """Read a model file. Raises ASE's ReadError naming file and line."""
         return cls(read_model(path), core_repulsion=core_repulsion)
 
+    @torch.inference_mode()
     def evaluate(
         self, structures: Sequence[Atoms], *, neighbors: NeighborList | None = None, forces: bool = True
     ) -> list[Evaluation]:

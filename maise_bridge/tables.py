@@ -17,6 +17,7 @@ _TRIPLETS_PER_CHUNK = 8_000
 _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 
+@torch.inference_mode()
 def descriptor_tables(atoms: Atoms, basis: Basis, species: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Compute unscaled descriptors and their derivatives by displacements and strain.
 
