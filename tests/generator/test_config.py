@@ -77,7 +77,7 @@ def test_unknown_section_and_option_name_the_file(tmp_path):
     file.write_text("[relax\n")
     with pytest.raises(ConfigError, match=r"c\.toml: not valid TOML"):
         read_config(file)
-    with pytest.raises(ConfigError, match="cannot read configuration .*missing"):
+    with pytest.raises(ConfigError, match=r"cannot read configuration .*missing"):
         read_config(tmp_path / "missing.toml")
 
 
