@@ -153,7 +153,7 @@ def propose(
             volume = entry.n_atoms * volume_per_atom * (1 + volume_tolerance * rng.uniform(-1, 1))
             drawn.append(entry)
             cells.append(draw_cell(entry, volume, min_distance, rng))
-            coordinates.append(rng.random(entry.matrix.shape[2]))
+            coordinates.append(rng.random((entry.matrix.shape[2],)))
     return pack(drawn, cells, coordinates)
 
 
