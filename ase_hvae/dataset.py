@@ -36,9 +36,9 @@ class Augmentation:
     """
 
     n_copies: int = 32
-    isotropic: float = 0.02
-    anisotropic: float = 0.005
-    rattle: float = 0.03
+    isotropic: float = 0.01
+    anisotropic: float = 0.003
+    rattle: float = 0.02
 
     def __post_init__(self) -> None:
         if self.n_copies < 1:
@@ -193,7 +193,8 @@ def exclude_matches(structures: Sequence[Atoms], excluded: Sequence[Atoms]) -> t
     matcher = StructureMatcher(ltol=0.2, stol=0.2, angle_tol=5.0)
     convert = AseAtomsAdaptor.get_structure
     targets = [convert(_bare(atoms)) for atoms in excluded]
-    kept, dropped = [], []
+    kept: list[Atoms] = []
+    dropped: list[Atoms] = []
     for index, atoms in enumerate(structures):
         matches = any(matcher.fit(convert(_bare(atoms)), target) for target in targets)
         (dropped if matches else kept).append(atoms)

@@ -64,7 +64,7 @@ class Recipe:
     tempering: str = "none"
     latent_dim: int = 2
     hidden: tuple[int, ...] = (128, 64)
-    noise_floor: float = 0.8
+    noise_floor: float = 1.0
     epochs: int = 100
     batch_size: int = 64
     optimizer: str = "adam"
@@ -272,15 +272,16 @@ def _card(dataset: CrystalDataset, recipe: Recipe, seed: int, history: History) 
             **{name: importlib.metadata.version(name) for name in packages},
         },
         "final_loss": float(history.loss[-1]),
+        "n_skipped_minibatches": history.n_skipped,
     }
 
 
 def _read(source: Structures | Sequence[str | os.PathLike[str]]) -> list[Atoms]:
     if isinstance(source, str | os.PathLike):
-        return read_structures(source)
+        return read_structures(Path(source))
     structures: list[Atoms] = []
     for entry in source:
-        structures += [entry] if isinstance(entry, Atoms) else read_structures(entry)
+        structures += [entry] if isinstance(entry, Atoms) else read_structures(Path(entry))
     return structures
 
 

@@ -32,11 +32,14 @@ class History:
         KL divergence of the encoder from the prior at the end of the epoch, in nats.
     seconds : ndarray, (n_epochs,)
         Wall time since the start.
+    n_skipped : int
+        Minibatches whose gradient was not finite (a trajectory ran away) and that were therefore not used.
     """
 
     loss: np.ndarray
     kl: np.ndarray
     seconds: np.ndarray
+    n_skipped: int = 0
 
 
 def fit(
@@ -78,24 +81,35 @@ def fit(
     Raises
     ------
     ModelError
-        When a loss or a gradient is not finite.
+        When gradients of more than 1 % of the minibatches (and more than ten) are not finite, or none of an epoch's is.
     """
     _check(features, epochs, batch_size, learning_rate, optimizer)
     x = model.standardise(features)
     solver = _solver(model, optimizer, learning_rate, weight_decay)
-    losses, divergences, times = [], [], []
+    n_batches = math.ceil(len(x) / batch_size)
+    n_tolerated = max(10, epochs * n_batches // 100)
+    losses, divergences, times, n_skipped = [], [], [], 0
     begin = time.perf_counter()
     model.train()
     for epoch in progress(range(epochs)) if progress else range(epochs):
         if anneal:
             for group in solver.param_groups:
                 group["lr"] = learning_rate * _annealed(epoch, epochs)
-        losses.append(_epoch(model, x, solver, rng, batch_size, gradient_clip, estimator, epoch))
+        values = _epoch(model, x, solver, rng, batch_size, gradient_clip, estimator)
+        n_skipped += n_batches - len(values)
+        if n_skipped > n_tolerated or not values:
+            raise ModelError(
+                f"training diverged: {n_skipped} minibatches up to epoch {epoch} gave no finite gradient (limit "
+                f"{n_tolerated}); lower the learning rate or max_step_size"
+            )
+        losses.append(float(np.mean(values)))
         divergences.append(model.kl_per_dimension(features).double().numpy())
         times.append(time.perf_counter() - begin)
         logger.debug("epoch %d: loss %.3f, KL %s", epoch, losses[-1], divergences[-1].round(2))
+    if losses[-1] > losses[0]:
+        logger.warning("the loss rose from %.4g to %.4g; lower the learning rate", losses[0], losses[-1])
     model.eval()
-    return History(np.array(losses), np.array(divergences), np.array(times))
+    return History(np.array(losses), np.array(divergences), np.array(times), n_skipped)
 
 
 def _annealed(epoch: int, epochs: int) -> float:
@@ -111,25 +125,20 @@ def _epoch(
     batch_size: int,
     gradient_clip: float,
     estimator: str,
-    epoch: int,
-) -> float:
-    order = torch.randperm(len(x), generator=rng)
-    total = 0.0
-    for indices in order.split(batch_size):
+) -> list[float]:
+    """Step through the data once; return the losses of the minibatches that were used."""
+    losses = []
+    for indices in torch.randperm(len(x), generator=rng).split(batch_size):
         batch = x[indices]
-        noise = model.draw_noise(len(batch), rng)
-        loss = -model.log_weight(batch, noise, estimator=estimator).mean()
+        loss = -model.log_weight(batch, model.draw_noise(len(batch), rng), estimator=estimator).mean()
         solver.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
-        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-            raise ModelError(
-                f"training diverged in epoch {epoch}: loss {loss.item()}, gradient norm {norm.item()}; "
-                "lower the learning rate or the largest step size"
-            )
-        solver.step()
-        total += loss.item() * len(batch)
-    return total / len(x)
+        value = loss.item()
+        if math.isfinite(value) and math.isfinite(norm.item()):
+            solver.step()
+            losses.append(value)
+    return losses
 
 
 def _solver(model: HVAE, optimizer: str, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
