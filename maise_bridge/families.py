@@ -100,7 +100,7 @@ def split_families(
     validation, test : float
         Shares of the rows to reach.
     largest : float
-        Families holding a larger share of the rows stay in training.
+        Families holding a larger share of the rows are drawn last, the largest of all never.
     rng : numpy.random.Generator
 
     Raises
@@ -112,7 +112,8 @@ def split_families(
         raise ValueError(f"validation {validation} and test {test} must be shares that leave rows to train on")
     n = len(families)
     counts = np.bincount(families)
-    order = [family for family in rng.permutation(len(counts)) if counts[family] <= max(1, largest * n)]
+    shuffled = rng.permutation(len(counts))
+    order = sorted(shuffled, key=lambda family: counts[family] * (counts[family] > largest * n), reverse=True)[1:]
     parts: list[list[int]] = [[], []]
     for part, share in zip(parts, (test, validation), strict=True):
         while sum(counts[part]) < share * n:

@@ -99,9 +99,10 @@ class WhitenedNetwork(nn.Module):
         derivatives = torch.bmm(slope.reshape(n_batch, 1, -1), tables.reshape(n_batch, -1, n_columns))[:, 0]
         return energies, derivatives
 
-    def penalty(self) -> Tensor:
-        """Sum of squares of the weight matrices; biases go free."""
-        return torch.stack([(matrix * matrix).sum() for matrix in self.weights]).sum()
+    def penalty(self, anchor: Sequence[Tensor] | None = None) -> Tensor:
+        """Sum of squares of the weight matrices, or of their distances from others; biases go free."""
+        matrices = list(self.weights) if anchor is None else [w - a for w, a in zip(self.weights, anchor, strict=True)]
+        return torch.stack([(matrix * matrix).sum() for matrix in matrices]).sum()
 
     def fold(
         self, whitening: Whitening, reference: float, *, species: Sequence[str], basis: Basis, info: dict[str, str]

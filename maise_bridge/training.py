@@ -1,12 +1,11 @@
-"""Fit a MAISE network to energies, forces and stresses."""
+"""Fit a MAISE network to energies, forces and stresses of labelled crystals."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,11 +16,11 @@ from maise_bridge.dataset import Labels
 from maise_bridge.families import Split
 from maise_bridge.model_file import MaiseModel
 from maise_bridge.network import WhitenedNetwork, Whitening
-from maise_bridge.tables import descriptor_tables
+from maise_bridge.objective import Batch, ObjectiveSettings, Table, compute_tables, make_batches, objective, row_weights
 
 logger = logging.getLogger(__name__)
 
-Table = tuple[np.ndarray, np.ndarray]
+_CHUNK = 20  # iterations of L-BFGS between looks at the validation rows
 
 
 @dataclass(frozen=True)
@@ -33,55 +32,60 @@ class TrainingSettings:
     hidden : tuple of int
         Widths of the two hidden layers.
     n_epochs : int
-        Passes of Adam over the training rows, learning rate on a cosine.
+        Passes of Adam over the training rows, learning rate on a cosine; L-BFGS does the bulk of the work.
     batch_size : int
         Structures a step of Adam.
     learning_rate : float
         Largest step of Adam.
     n_lbfgs : int
-        Iterations of L-BFGS afterwards.
+        Most iterations of L-BFGS.
+    patience : int
+        Looks at the validation rows (one every 20 iterations) without improvement before L-BFGS stops.
     weight_decay : float
-        Factor of the sum of squared weights (in whitened coordinates).
-    energy_error, force_error, stress_error : float
-        Errors that weigh the same: eV/atom, eV/Å, eV/Å³.
-    force_softening : float
-        Force errors of an atom are divided by 1 + |F| / force_softening; eV/Å.
-    energy_window : float
-        Rows weigh 1 / (1 + (dE / energy_window)²), dE above the lowest; eV/atom.
-    coarse_spacing, coarse_weight : float
-        Energies of cells of 3 and more atoms with k spacing at or above this (1/Å) are weighed by that.
-    tag_weights : tuple of (str, float)
-        Shell patterns of tags and factors of their rows' weights.
+        Factor of the sum of squared weights in whitened coordinates, or of their squared distance from pretrained ones.
     whitening_floor : float
         See :meth:`maise_bridge.network.Whitening.fit`.
+    objective : ObjectiveSettings
+        How errors are weighed.
     seed : int
         Initial weights and batches.
     """
 
     hidden: tuple[int, int] = (20, 20)
-    n_epochs: int = 400
+    n_epochs: int = 20
     batch_size: int = 32
     learning_rate: float = 5e-3
-    n_lbfgs: int = 200
-    weight_decay: float = 1e-5
-    energy_error: float = 0.01
-    force_error: float = 0.1
-    stress_error: float = 0.005
-    force_softening: float = 2.0
-    energy_window: float = 0.5
-    coarse_spacing: float = 0.29
-    coarse_weight: float = 0.5
-    tag_weights: tuple[tuple[str, float], ...] = ()
-    whitening_floor: float = 1e-5
+    n_lbfgs: int = 600
+    patience: int = 4
+    weight_decay: float = 1e-2
+    whitening_floor: float = 1e-4
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("n_epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("learning_rate", "energy_error", "force_error", "stress_error", "energy_window"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        for name, least in (("n_epochs", 0), ("batch_size", 1), ("n_lbfgs", 0), ("patience", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if not (self.learning_rate > 0 and self.weight_decay >= 0):
+            raise ValueError(
+                f"learning_rate {self.learning_rate} must be positive, weight_decay {self.weight_decay} not negative"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Everything that fits with different seeds share: labels, split, descriptor tables, whitening.
+
+    Made by :func:`prepare`.
+    """
+
+    labels: Labels
+    split: Split
+    basis: Basis
+    tables: Sequence[Table]
+    whitening: Whitening
+    pretraining: Labels | None
+    pretraining_tables: Sequence[Table]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +96,7 @@ class TrainingResult:
     ----------
     model : MaiseModel
     validation_loss : float
-        Objective on the validation rows, without the penalty, at the weights that were kept.
+        Objective on the validation rows a unit of row weight, without the penalty, at the weights that were kept.
     history : ndarray, shape (n, 3)
         Step, objective on training rows, objective on validation rows.
     """
@@ -102,195 +106,149 @@ class TrainingResult:
     history: np.ndarray = field(repr=False)
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Structures of one size: whitened inputs, tables, targets, weights (first axis: structure)."""
-
-    inputs: Tensor
-    tables: Tensor
-    energies: Tensor
-    derivatives: Tensor  # (n_batch, 3 n_atoms + 6), -forces then volume * stress
-    energy_weights: Tensor  # (n_batch,)
-    derivative_weights: Tensor  # (n_batch, 3 n_atoms + 6)
-
-    def __len__(self) -> int:
-        return len(self.energies)
-
-    def take(self, rows: Tensor) -> Batch:
-        """Return some structures."""
-        return Batch(*(getattr(self, name).index_select(0, rows) for name in self.__dataclass_fields__))
-
-    def to(self, dtype: torch.dtype) -> Batch:
-        """Return the same numbers in another precision."""
-        return Batch(*(getattr(self, name).to(dtype) for name in self.__dataclass_fields__))
-
-
-def compute_tables(labels: Labels, basis: Basis) -> list[Table]:
-    """Descriptors and their derivatives of all structures, see :func:`maise_bridge.tables.descriptor_tables`."""
-    species = labels.species
-    return [
-        (values, derivatives.astype(np.float32))
-        for values, derivatives in (descriptor_tables(atoms, basis, species) for atoms in labels.structures)
-    ]
-
-
-def row_weights(labels: Labels, settings: TrainingSettings, lowest: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of rows, and of their energies among them; both (n,)."""
-    above = labels.energies_per_atom - lowest
-    weights = 1.0 / (1.0 + (above / settings.energy_window) ** 2)
-    for pattern, factor in settings.tag_weights:
-        weights = weights * np.array([factor if fnmatchcase(tag, pattern) else 1.0 for tag in labels.tags])
-    coarse = (labels.n_atoms > 2) & (np.nan_to_num(labels.spacings) >= settings.coarse_spacing)
-    return weights, weights * np.where(coarse, settings.coarse_weight, 1.0)
-
-
-def make_batches(
-    labels: Labels,
-    tables: Sequence[Table],
-    whitening: Whitening,
-    settings: TrainingSettings,
-    *,
-    lowest: float,
-    dtype: torch.dtype = torch.float32,
-) -> list[Batch]:
-    """Group structures by size, one batch a size; `lowest` (eV/atom) is the zero of energies."""
-    weights, energy_weights = row_weights(labels, settings, lowest)
-    n_atoms = labels.n_atoms
-    batches = []
-    for size in np.unique(n_atoms):
-        rows = np.flatnonzero(n_atoms == size)
-        columns: dict[str, list[np.ndarray]] = {"targets": [], "weights": []}
-        for row in rows:
-            target, weight = _derivative_targets(labels, int(row), settings)
-            columns["targets"].append(target)
-            columns["weights"].append(weights[row] * weight)
-        batches.append(
-            Batch(
-                inputs=torch.as_tensor(np.stack([whitening.inputs(tables[r][0]) for r in rows])),
-                tables=torch.as_tensor(np.stack([whitening.derivatives(tables[r][1]).astype("f4") for r in rows])),
-                energies=torch.as_tensor(labels.energies[rows] - size * lowest),
-                derivatives=torch.as_tensor(np.stack(columns["targets"])),
-                energy_weights=torch.as_tensor(energy_weights[rows] / (size * settings.energy_error) ** 2),
-                derivative_weights=torch.as_tensor(np.stack(columns["weights"])),
-            ).to(dtype)
-        )
-    return batches
-
-
-def _derivative_targets(labels: Labels, row: int, settings: TrainingSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Targets -F and V * stress, and the weights of their squared errors; (3 n_atoms + 6,)."""
-    forces, stress = labels.forces[row], labels.stresses[row]
-    volume = labels.structures[row].get_volume()
-    soft = 1.0 + np.linalg.norm(forces, axis=1, keepdims=True) / settings.force_softening
-    force_weights = np.broadcast_to(1.0 / (soft * settings.force_error) ** 2 / forces.size, forces.shape)
-    stress_weight = 1.0 / (volume * settings.stress_error) ** 2 / 6
-    known = np.isfinite(stress)
-    return (
-        np.concatenate([-forces.ravel(), np.where(known, stress, 0.0) * volume]),
-        np.concatenate([force_weights.ravel(), np.where(known, stress_weight, 0.0)]),
-    )
-
-
-def objective(network: WhitenedNetwork, batches: Sequence[Batch]) -> Tensor:
-    """Weighted sum of squared errors over structures, in units of the errors in the settings; no penalty."""
-    total = torch.zeros((), dtype=batches[0].energies.dtype)
-    for batch in batches:
-        energies, derivatives = network(batch.inputs, batch.tables)
-        total = total + (batch.energy_weights * (energies - batch.energies) ** 2).sum()
-        total = total + (batch.derivative_weights * (derivatives - batch.derivatives) ** 2).sum()
-    return total
-
-
-def train(
+def prepare(
     labels: Labels,
     split: Split,
-    settings: TrainingSettings,
     *,
     basis: Basis | None = None,
+    pretraining: Labels | None = None,
+    whitening_floor: float = 1e-4,
     tables: Sequence[Table] | None = None,
-    info: dict[str, str] | None = None,
-) -> TrainingResult:
-    """Fit a network to the training rows and keep the weights that do best on the validation rows.
+    pretraining_tables: Sequence[Table] | None = None,
+) -> TrainingData:
+    """Compute descriptors, their ranges and the whitening.
 
     Parameters
     ----------
     labels : Labels
         One species.
     split : Split
-        Rows for training and validation; those for test are not looked at, but for input ranges.
-    settings : TrainingSettings
+        Rows for training, validation and test; input ranges are taken over all, whitening over training rows.
     basis : Basis, optional
         The standard 51 functions by default.
-    tables : sequence of (descriptors, derivatives), optional
-        From :func:`compute_tables`, if at hand.
-    info : dict, optional
-        Further header entries of the model file.
+    pretraining : Labels, optional
+        Cheaper labels of the same species to start from; their zero of energy is their own lowest row.
+    whitening_floor : float
+        See :meth:`maise_bridge.network.Whitening.fit`.
+    tables, pretraining_tables : sequence of (descriptors, derivatives), optional
+        From :func:`maise_bridge.objective.compute_tables`, if at hand.
 
     Raises
     ------
     ValueError
         If the labels hold several species or a part is empty.
     """
-    if len(labels.species) != 1:
-        raise ValueError(f"labels hold {', '.join(labels.species)}; training covers one species for now")
+    species = labels.species
+    if len(species) != 1 or (pretraining is not None and pretraining.species != species):
+        found = {*species, *(pretraining.species if pretraining is not None else ())}
+        raise ValueError(f"labels hold {', '.join(sorted(found))}; training covers one species for now")
     if len(split.train) < 2 or len(split.validation) < 1:
         raise ValueError(f"{len(split.train)} rows to train on and {len(split.validation)} to validate are too few")
     basis = basis or standard_basis(51)
     tables = compute_tables(labels, basis) if tables is None else tables
+    if pretraining is not None and pretraining_tables is None:
+        pretraining_tables = compute_tables(pretraining, basis)
+    others = list(pretraining_tables or ())
+    maximum = np.max([table[0].max(0) for table in (*tables, *others)], axis=0)
+    inputs = np.concatenate([tables[row][0] for row in split.train] + [table[0] for table in others])
+    whitening = Whitening.fit(inputs, np.where(maximum > 0, maximum, 1.0), floor=whitening_floor)
+    return TrainingData(labels, split, basis, tables, whitening, pretraining, others)
+
+
+def train(data: TrainingData, settings: TrainingSettings, *, info: Mapping[str, str] | None = None) -> TrainingResult:
+    """Fit a network to the training rows and keep the weights that do best on the validation rows.
+
+    Parameters
+    ----------
+    data : TrainingData
+        From :func:`prepare`.
+    settings : TrainingSettings
+    info : mapping, optional
+        Further header entries of the model file.
+    """
+    labels, split = data.labels, data.split
     lowest = float(labels.energies_per_atom[split.train].min())
-    maximum = np.max([table[0].max(0) for table in tables], axis=0)
-    inputs = np.concatenate([tables[row][0] for row in split.train])
-    whitening = Whitening.fit(inputs, np.where(maximum > 0, maximum, 1.0), floor=settings.whitening_floor)
-    parts = [
-        make_batches(labels.select(rows), [tables[r] for r in rows], whitening, settings, lowest=lowest)
-        for rows in (split.train, split.validation)
-    ]
-    network = WhitenedNetwork(basis.n_functions, settings.hidden, torch.Generator().manual_seed(settings.seed))
-    best = _Best(network, parts[0], parts[1], labels, split, settings, lowest)
-    _run_adam(network, parts[0], settings, best)
-    best.restore(network)
-    _run_lbfgs(network, parts[0], settings, best)
-    best.restore(network)
+    network = WhitenedNetwork(data.basis.n_functions, settings.hidden, torch.Generator().manual_seed(settings.seed))
+    if data.pretraining is not None:
+        cheap = data.pretraining
+        rows = np.random.default_rng(settings.seed).permutation(len(cheap))
+        held = max(1, len(cheap) // 20)
+        parts = [
+            _Part.make(cheap, data.pretraining_tables, part, data, settings) for part in (rows[held:], rows[:held])
+        ]
+        _fit(network, parts[0], parts[1], settings, anchor=None, n_epochs=settings.n_epochs)
+    parts = [_Part.make(labels, data.tables, part, data, settings) for part in (split.train, split.validation)]
+    anchor = None if data.pretraining is None else [matrix.detach().clone() for matrix in network.weights]
+    n_epochs = settings.n_epochs if data.pretraining is None else 0
+    best = _fit(network, parts[0], parts[1], settings, anchor=anchor, n_epochs=n_epochs)
     header = {"train energy data": str(len(split.train)), "test energy data": str(len(split.test)), **(info or {})}
-    model = network.fold(whitening, lowest, species=labels.species, basis=basis, info=header)
+    model = network.fold(data.whitening, lowest, species=labels.species, basis=data.basis, info=header)
     return TrainingResult(model=model, validation_loss=best.loss, history=np.array(best.history))
 
 
-class _Best:
-    """Objective per row weight on training and validation rows, and the weights that did best on the latter."""
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Rows to fit or to validate, as batches, with the sum of their weights."""
 
-    def __init__(
-        self,
-        network: WhitenedNetwork,
-        train: Sequence[Batch],
-        validation: Sequence[Batch],
+    batches: list[Batch]
+    norm: float
+
+    @classmethod
+    def make(
+        cls,
         labels: Labels,
-        split: Split,
+        tables: Sequence[Table],
+        rows: np.ndarray,
+        data: TrainingData,
         settings: TrainingSettings,
-        lowest: float,
-    ) -> None:
-        self.parts = (train, validation)
-        self.norms = [
-            float(row_weights(labels.select(rows), settings, lowest)[0].sum())
-            for rows in (split.train, split.validation)
-        ]
-        self.loss = math.inf
-        self.state = {name: value.clone() for name, value in network.state_dict().items()}
-        self.history: list[tuple[float, float, float]] = []
+    ) -> _Part:
+        lowest = float(labels.energies_per_atom[data.split.train if labels is data.labels else slice(None)].min())
+        chosen = labels.select(rows)
+        batches = make_batches(chosen, [tables[row] for row in rows], data.whitening, settings.objective, lowest=lowest)
+        return cls(batches, float(row_weights(chosen, settings.objective, lowest)[0].sum()))
 
-    def note(self, network: WhitenedNetwork, step: int) -> None:
+    def loss(self, network: WhitenedNetwork) -> Tensor:
+        return objective(network, self.batches) / self.norm
+
+
+class _Best:
+    """The weights that did best on the validation rows, and how the fit went."""
+
+    def __init__(self, network: WhitenedNetwork, train: _Part, validation: _Part) -> None:
+        self.parts = (train, validation)
+        self.loss = math.inf
+        self.history: list[tuple[float, float, float]] = []
+        self.note(network, 0)
+
+    def note(self, network: WhitenedNetwork, step: int) -> bool:
+        """Look at the validation rows; True if the network improved."""
         with torch.no_grad():
-            train, validation = (
-                float(objective(network, part)) / norm for part, norm in zip(self.parts, self.norms, strict=True)
-            )
+            train, validation = (float(part.loss(network)) for part in self.parts)
         self.history.append((step, train, validation))
         logger.info("step %d: objective %.4f (training) %.4f (validation)", step, train, validation)
-        if validation < self.loss:
+        improved = validation < self.loss
+        if improved:
             self.loss = validation
             self.state = {name: value.clone() for name, value in network.state_dict().items()}
+        return improved
 
-    def restore(self, network: WhitenedNetwork) -> None:
-        network.load_state_dict(self.state)
+
+def _fit(
+    network: WhitenedNetwork,
+    train: _Part,
+    validation: _Part,
+    settings: TrainingSettings,
+    *,
+    anchor: Sequence[Tensor] | None,
+    n_epochs: int,
+) -> _Best:
+    best = _Best(network, train, validation)
+    if n_epochs:
+        _run_adam(network, train, settings, best, anchor, n_epochs)
+        network.load_state_dict(best.state)
+    _run_lbfgs(network, train, settings, best, anchor)
+    network.load_state_dict(best.state)
+    return best
 
 
 def _mixed_batches(batches: Sequence[Batch], size: int, rng: torch.Generator) -> Iterator[list[Batch]]:
@@ -300,48 +258,53 @@ def _mixed_batches(batches: Sequence[Batch], size: int, rng: torch.Generator) ->
         yield [batches[i].take(chosen[chosen[:, 0] == i, 1]) for i in torch.unique(chosen[:, 0]).tolist()]
 
 
-def _run_adam(network: WhitenedNetwork, batches: Sequence[Batch], settings: TrainingSettings, best: _Best) -> None:
+def _run_adam(
+    network: WhitenedNetwork,
+    train: _Part,
+    settings: TrainingSettings,
+    best: _Best,
+    anchor: Sequence[Tensor] | None,
+    n_epochs: int,
+) -> None:
     rng = torch.Generator().manual_seed(settings.seed + 1)
-    n_rows = sum(len(batch) for batch in batches)
-    n_steps = settings.n_epochs * math.ceil(n_rows / settings.batch_size)
+    n_rows = sum(len(batch) for batch in train.batches)
+    n_steps = n_epochs * math.ceil(n_rows / settings.batch_size)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps, eta_min=settings.learning_rate / 500)
-    every = max(1, settings.n_epochs // 40)
-    for epoch in range(settings.n_epochs):
-        for part in _mixed_batches(batches, settings.batch_size, rng):
+    for epoch in range(n_epochs):
+        for part in _mixed_batches(train.batches, settings.batch_size, rng):
             share = sum(len(batch) for batch in part) / n_rows
             optimizer.zero_grad()
-            loss = objective(network, part) / (share * best.norms[0]) + settings.weight_decay * network.penalty()
+            loss = objective(network, part) / (share * train.norm) + settings.weight_decay * network.penalty(anchor)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 100.0)
             optimizer.step()
             schedule.step()
-        if epoch % every == every - 1 or epoch == settings.n_epochs - 1:
+        if epoch % 5 == 4 or epoch == n_epochs - 1:
             best.note(network, epoch + 1)
 
 
-def _run_lbfgs(network: WhitenedNetwork, batches: Sequence[Batch], settings: TrainingSettings, best: _Best) -> None:
-    chunk = 20
+def _run_lbfgs(
+    network: WhitenedNetwork,
+    train: _Part,
+    settings: TrainingSettings,
+    best: _Best,
+    anchor: Sequence[Tensor] | None,
+) -> None:
     optimizer = torch.optim.LBFGS(
-        network.parameters(), max_iter=chunk, history_size=50, line_search_fn="strong_wolfe", tolerance_grad=1e-9
+        network.parameters(), max_iter=_CHUNK, history_size=50, line_search_fn="strong_wolfe", tolerance_grad=1e-9
     )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = objective(network, batches) / best.norms[0] + settings.weight_decay * network.penalty()
+        loss = train.loss(network) + settings.weight_decay * network.penalty(anchor)
         loss.backward()
         return loss
 
-    worse = 0
-    for number in range(math.ceil(settings.n_lbfgs / chunk)):
-        before = best.loss
+    start, worse = best.history[-1][0], 0
+    for number in range(math.ceil(settings.n_lbfgs / _CHUNK)):
         optimizer.step(closure)
-        best.note(network, settings.n_epochs + (number + 1) * chunk)
-        worse = 0 if best.loss < before else worse + 1
-        if worse == 3:
+        improved = best.note(network, int(start) + (number + 1) * _CHUNK)
+        worse = 0 if improved else worse + 1
+        if worse == settings.patience:
             break
-
-
-def with_seed(settings: TrainingSettings, seed: int) -> TrainingSettings:
-    """Return the same settings with another seed."""
-    return replace(settings, seed=seed)
