@@ -7,6 +7,7 @@ every call goes through :func:`_spglib_cell`, which refuses both.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,9 @@ from ase_hvae.errors import StructureError, SymmetryError
 
 logger = logging.getLogger(__name__)
 
+# Failures are exceptions here; what spglib prints on stderr about the attempts before them is noise.
 spglib.error.OLD_ERROR_HANDLING = False
+os.environ.setdefault("SPGLIB_WARNING", "OFF")
 
 N_HALL_NUMBERS = 530
 
