@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,13 +23,13 @@ from ase_hvae.data import load_known
 from ase_hvae.dataset import Augmentation, CrystalDataset, exclude_matches, mean_pair_correlation, standardisation
 from ase_hvae.errors import ModelError
 from ase_hvae.hvae import HVAE, History, central_grid, fit, save_model
+from ase_hvae.progress import track
 from ase_hvae.rdf import RDFSettings
 from ase_hvae.structures import read_structures
 
 logger = logging.getLogger(__name__)
 
 Structures = str | os.PathLike[str] | Sequence[Atoms]
-Progress = Callable[[Iterable[int]], Iterable[int]]
 
 COLLAPSED_KL = 0.1  # nats; a latent dimension below carries nothing
 COLLAPSED_SPREAD = 0.02  # mean Pearson distance of the grid's replicas; below they are all alike
@@ -111,6 +111,20 @@ class TrainResult:
     null_correlation: float
     seconds: float
 
+    def __str__(self) -> str:
+        divergences = ", ".join(f"{kl:.2f}" for kl in self.model.card["kl_per_dimension"])
+        lines = [
+            f"{self.path}: {len(self.names)} crystals, {self.seconds:.0f} s, loss {self.history.loss[-1]:.1f} nats",
+            f"KL per latent dimension {divergences} nats; Pearson distance of replicas {self.replica_spread:.3f}",
+            f"Pearson correlation of reconstructions {self.reconstruction_correlation:.3f}, "
+            f"of different crystals {self.null_correlation:.3f}",
+        ]
+        if self.held_out_elbo is not None:
+            lines.append(f"ELBO of held-out crystals {self.held_out_elbo:.1f} nats")
+        if self.excluded:
+            lines.append(f"left out: {', '.join(self.excluded)}")
+        return "\n".join(lines)
+
 
 def train(
     structures: Structures | None = None,
@@ -119,7 +133,6 @@ def train(
     exclude: Structures | Sequence[str | os.PathLike[str]] | None = None,
     seed: int = 0,
     recipe: Recipe | None = None,
-    progress: Progress | None = None,
     **changes: Any,
 ) -> TrainResult:
     """Train an HVAE on the RDFs of crystals of one element and write weights and card.
@@ -136,8 +149,6 @@ def train(
         Crystals that must not be learned: every structure that matches one of them is dropped and named in the log.
     seed : int
     recipe : Recipe, optional
-    progress : function, optional
-        Wraps the iterable of epochs, as tqdm does.
     **changes
         Fields of the recipe, for instance ``epochs=10, n_leapfrog=0``.
 
@@ -157,8 +168,8 @@ def train(
     with _one_thread():
         dataset = CrystalDataset(kept, recipe.rdf)
         logger.info("training on %d crystals of %s, %d excluded", len(dataset), dataset.species, len(dropped))
-        held_out = _measure_held_out(dataset, recipe, seed, progress)
-        model, history = _fit(dataset, recipe, seed, progress)
+        held_out = _measure_held_out(dataset, recipe, seed)
+        model, history = _fit(dataset, recipe, seed, "train")
         quality = assess(model, dataset)
         _refuse_collapse(quality)
     model.card.update(_card(dataset, recipe, seed, history), **quality, **held_out)
@@ -201,7 +212,7 @@ def assess(model: HVAE, dataset: CrystalDataset) -> dict[str, Any]:
     }
 
 
-def _fit(dataset: CrystalDataset, recipe: Recipe, seed: int, progress: Progress | None) -> tuple[HVAE, History]:
+def _fit(dataset: CrystalDataset, recipe: Recipe, seed: int, description: str) -> tuple[HVAE, History]:
     features = dataset.augmented(recipe.augmentation, seed)
     model = HVAE(
         features.shape[1],
@@ -214,27 +225,28 @@ def _fit(dataset: CrystalDataset, recipe: Recipe, seed: int, progress: Progress 
     )
     mean, scale = standardisation(features)
     model.set_standardisation(torch.from_numpy(mean), torch.from_numpy(scale))
-    history = fit(
-        model,
-        torch.from_numpy(features),
-        rng=_generator(seed, FIT_STAGE),
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        optimizer=recipe.optimizer,
-        weight_decay=recipe.weight_decay,
-        gradient_clip=recipe.gradient_clip,
-        progress=progress,
-    )
+    with track(description, recipe.epochs) as advance:
+        history = fit(
+            model,
+            torch.from_numpy(features),
+            rng=_generator(seed, FIT_STAGE),
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            optimizer=recipe.optimizer,
+            weight_decay=recipe.weight_decay,
+            gradient_clip=recipe.gradient_clip,
+            callback=lambda epoch, loss: advance(1),
+        )
     return model, history
 
 
-def _measure_held_out(dataset: CrystalDataset, recipe: Recipe, seed: int, progress: Progress | None) -> dict[str, Any]:
+def _measure_held_out(dataset: CrystalDataset, recipe: Recipe, seed: int) -> dict[str, Any]:
     """Train on a part of the crystals and return the mean ELBO and log-likelihood of the others."""
     if not recipe.held_out_fraction:
         return {"held_out": [], "held_out_elbo": None, "held_out_log_likelihood": None}
     part, others = dataset.split(recipe.held_out_fraction, seed)
-    model, _ = _fit(part, recipe, seed, progress)
+    model, _ = _fit(part, recipe, seed, "validate")
     rng = _generator(seed, EVALUATION_STAGE)
     features = torch.from_numpy(others.features)
     with torch.no_grad():

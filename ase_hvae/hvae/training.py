@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,7 @@ def fit(
     gradient_clip: float = 20.0,
     anneal: bool = True,
     estimator: str = "analytic",
-    progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
+    callback: Callable[[int, float], object] | None = None,
 ) -> History:
     """Fit `model` in place to physical features; the model's standardisation must be set.
 
@@ -75,8 +75,8 @@ def fit(
     gradient_clip : float
         Largest norm of the gradient of the mean loss of a minibatch.
     estimator : {"analytic", "sampled"}
-    progress : function, optional
-        Wraps the iterable of epochs, as tqdm does.
+    callback : function of (epoch, loss), optional
+        Called when an epoch ends.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def fit(
     losses, divergences, times, n_skipped = [], [], [], 0
     begin = time.perf_counter()
     model.train()
-    for epoch in progress(range(epochs)) if progress else range(epochs):
+    for epoch in range(epochs):
         if anneal:
             for group in solver.param_groups:
                 group["lr"] = learning_rate * _annealed(epoch, epochs)
@@ -106,6 +106,8 @@ def fit(
         divergences.append(model.kl_per_dimension(features).double().numpy())
         times.append(time.perf_counter() - begin)
         logger.debug("epoch %d: loss %.3f, KL %s", epoch, losses[-1], divergences[-1].round(2))
+        if callback is not None:
+            callback(epoch, losses[-1])
     if losses[-1] > losses[0]:
         logger.warning("the loss rose from %.4g to %.4g; lower the learning rate", losses[0], losses[-1])
     model.eval()

@@ -83,6 +83,7 @@ def test_excluded_files_are_left_out(crystals, tmp_path):
     )
     assert result.names == ("fcc", "bcc", "sc")
     assert result.excluded == ("diamond",)
+    assert "left out: diamond" in str(result)
     assert result.held_out_elbo is None
 
 
