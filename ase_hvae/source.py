@@ -62,7 +62,8 @@ class CrystalSource:
         model = load_model(config.run.model)
         species = str(model.card["species"][0])
         known = known_crystals(config.run.known, species)
-        prior = WyckoffPrior.from_structures(known)
+        # Of the crystals trained on, not of the known ones: what was held out must stay unknown to the proposals too.
+        prior = WyckoffPrior.from_sites((entry["spacegroup"], entry["wyckoff"]) for entry in model.card["crystals"])
         source = cls(config, model, species, RDFSettings(**model.card["rdf"]), known, prior)
         source.latents()  # refuses impossible requests before any expensive work
         return source
@@ -113,7 +114,7 @@ class CrystalSource:
                 atoms=crystal.atoms,
                 latent=replica.latent,
                 target_rdf=replica.rdf,
-                pearson_initial=crystal.pearson,
+                pearson_initial=1.0 - crystal.pearson_distance,
                 spacegroup_initial=crystal.spacegroup,
             )
             for number, crystal in enumerate(result.crystals[: options.per_replica])

@@ -26,6 +26,7 @@ from ase_hvae.hvae import HVAE, History, central_grid, fit, save_model
 from ase_hvae.progress import track
 from ase_hvae.rdf import RDFSettings
 from ase_hvae.structures import read_structures
+from ase_hvae.symmetry import wyckoff_sites
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Recipe:
     learning_rate, weight_decay, gradient_clip : float
     held_out_fraction : float
         Share of the crystals that a first, separate model does not see, to measure the held-out ELBO; the model that
-        is kept is then trained on all crystals. 0 skips that first training.
+        is kept is then trained on all crystals. 0 (or too few crystals) skips that first training.
     rdf : RDFSettings
     augmentation : Augmentation
     """
@@ -198,7 +199,8 @@ def assess(model: HVAE, dataset: CrystalDataset) -> dict[str, Any]:
     rdfs, volumes = model.decode(mean)
     correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(rdfs.double().numpy(), dataset.rdfs, strict=True)]
     replicas, replica_volumes = model.decode(central_grid(15, 0.9, model.latent_dim))
-    columns = zip(dataset.names, mean.tolist(), std.tolist(), correlations, volumes.tolist(), strict=True)
+    sites = [wyckoff_sites(atoms) for atoms in dataset.structures]
+    columns = zip(dataset.names, mean.tolist(), std.tolist(), correlations, volumes.tolist(), sites, strict=True)
     return {
         "kl_per_dimension": model.kl_per_dimension(features).tolist(),
         "replica_spread": 1 - mean_pair_correlation(replicas.double().numpy()),
@@ -207,7 +209,8 @@ def assess(model: HVAE, dataset: CrystalDataset) -> dict[str, Any]:
         "null_correlation": dataset.null_correlation,
         "crystals": [
             {"name": name, "mean": mu, "std": sd, "pearson": round(float(r), 4), "volume": round(v, 3)}
-            for name, mu, sd, r, v in columns
+            | {"spacegroup": number, "wyckoff": list(positions)}
+            for name, mu, sd, r, v, (number, positions) in columns
         ],
     }
 
@@ -243,7 +246,8 @@ def _fit(dataset: CrystalDataset, recipe: Recipe, seed: int, description: str) -
 
 def _measure_held_out(dataset: CrystalDataset, recipe: Recipe, seed: int) -> dict[str, Any]:
     """Train on a part of the crystals and return the mean ELBO and log-likelihood of the others."""
-    if not recipe.held_out_fraction:
+    if round(recipe.held_out_fraction * len(dataset)) < 1:
+        logger.info("%d crystals: none is held out, so no held-out ELBO is measured", len(dataset))
         return {"held_out": [], "held_out_elbo": None, "held_out_log_likelihood": None}
     part, others = dataset.split(recipe.held_out_fraction, seed)
     model, _ = _fit(part, recipe, seed, "validate")
