@@ -202,6 +202,12 @@ def space_group(atoms: Atoms, *, symprec: float = 0.01) -> SymmetryInfo:
     )
 
 
+def rotations(atoms: Atoms, *, symprec: float = 0.01) -> np.ndarray:
+    """Distinct rotations x' = R x of a crystal in fractional coordinates of its cell, integers, ``(n, 3, 3)``."""
+    dataset = _call(spglib.get_symmetry_dataset, atoms, symprec)
+    return np.unique(np.asarray(dataset.rotations, dtype=int), axis=0)
+
+
 def wyckoff_sites(atoms: Atoms, *, symprec: float = 0.01) -> tuple[int, tuple[str, ...]]:
     """Space-group number and the Wyckoff position of every orbit, e.g. ``(227, ("8a",))`` for diamond.
 
