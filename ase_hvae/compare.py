@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -160,7 +160,7 @@ def match_known(atoms: Atoms, known: Sequence[Atoms], **tolerances: float) -> in
     candidate = _Prepared(atoms, symprec)
     by_volume = sorted(range(len(known)), key=lambda i: abs(np.log(_volume(known[i]) / candidate.volume)))
     for index in by_volume:
-        if matcher.same(candidate, _Prepared(known[index], symprec)):
+        if matcher.same(candidate, _remember(known[index], symprec)):
             return index
     return None
 
@@ -280,6 +280,19 @@ class _Prepared:
         return self._sequences[key]
 
 
+def _remember(atoms: Atoms, symprec: float) -> _Prepared:
+    """The same prepared crystal for the same content: known crystals are asked for again and again."""
+    arrays = (atoms.numbers, atoms.positions, atoms.cell[:])
+    return _remembered(*(np.ascontiguousarray(array).tobytes() for array in arrays), bool(atoms.pbc.all()), symprec)
+
+
+@lru_cache(maxsize=256)
+def _remembered(numbers: bytes, positions: bytes, cell: bytes, periodic: bool, symprec: float) -> _Prepared:
+    rows = np.frombuffer(positions).reshape(-1, 3)
+    atoms = Atoms(np.frombuffer(numbers, dtype=int), rows, cell=np.frombuffer(cell).reshape(3, 3), pbc=periodic)
+    return _Prepared(atoms, symprec)
+
+
 @dataclass(frozen=True)
 class _Matcher:
     """The decision of :func:`same_crystal` with its tolerances."""
@@ -297,7 +310,9 @@ class _Matcher:
         if gap < MIN_BOND_GAP:
             return self._fit(a, b, self.stol / 4)
         longest = cutoff * distances[0]
-        same_bonds = all(a.sequences(longest, n) == b.sequences(longest, n) for n in (1, N_SHELLS))  # cheap one first
+        same_bonds = all(
+            a.sequences(longest, n) == b.sequences(longest, n) for n in (1, 3, N_SHELLS)
+        )  # cheap ones first
         return same_bonds and self._fit(a, b, self.stol)
 
     def _fit(self, a: _Prepared, b: _Prepared, stol: float) -> bool:
