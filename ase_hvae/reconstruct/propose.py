@@ -59,9 +59,21 @@ class Batch:
         return torch.linalg.det(self.cells).abs()
 
     def select(self, index: torch.Tensor) -> Batch:
-        """Return the crystals at the integer positions `index`."""
-        tensors = {name: value[index] for name, value in vars(self).items() if name != "templates"}
-        return Batch(tuple(self.templates[i] for i in index.tolist()), **tensors)
+        """Return the crystals at the integer positions `index`, with no more padding than they need."""
+        templates = tuple(self.templates[i] for i in index.tolist())
+        n_atoms = max((entry.n_atoms for entry in templates), default=1)
+        n_free = max((entry.n_free for entry in templates), default=0) or 1
+        n_strains = max((len(entry.strains) for entry in templates), default=1)
+        return Batch(
+            templates,
+            self.cells[index],
+            self.coordinates[index, :n_free],
+            self.matrix[index, :n_atoms, :, :n_free],
+            self.offset[index, :n_atoms],
+            self.strains[index, :n_strains],
+            self.n_atoms[index],
+            self.center_weights[index, :n_atoms],
+        )
 
     def moved(self, cells: torch.Tensor, coordinates: torch.Tensor) -> Batch:
         """Return the same templates with other cells and free coordinates."""
@@ -84,7 +96,7 @@ def pack(
     """Pad crystals, each given by template, primitive cell and free coordinates, into one batch."""
     n_batch = len(templates)
     n_atoms = max(entry.n_atoms for entry in templates)
-    n_free = max(1, *(entry.matrix.shape[2] for entry in templates))
+    n_free = max(1, *(entry.n_free for entry in templates))
     n_strains = max(len(entry.strains) for entry in templates)
     matrix = np.zeros((n_batch, n_atoms, 3, n_free))
     offset = np.zeros((n_batch, n_atoms, 3))
@@ -92,7 +104,7 @@ def pack(
     weights = np.zeros((n_batch, n_atoms))
     free = np.zeros((n_batch, n_free))
     for row, (entry, u) in enumerate(zip(templates, coordinates, strict=True)):
-        matrix[row, : entry.n_atoms, :, : entry.matrix.shape[2]] = entry.matrix
+        matrix[row, : entry.n_atoms, :, : entry.n_free] = entry.matrix
         offset[row, : entry.n_atoms] = entry.offset
         strains[row, : len(entry.strains)] = entry.strains
         weights[row, np.cumsum(entry.orbit_sizes) - entry.orbit_sizes] = entry.orbit_sizes
@@ -153,7 +165,7 @@ def propose(
             volume = entry.n_atoms * volume_per_atom * (1 + volume_tolerance * rng.uniform(-1, 1))
             drawn.append(entry)
             cells.append(draw_cell(entry, volume, min_distance, rng))
-            coordinates.append(rng.random((entry.matrix.shape[2],)))
+            coordinates.append(rng.random((entry.n_free,)))
     return pack(drawn, cells, coordinates)
 
 

@@ -102,21 +102,31 @@ class Smearing:
         Grid and smearing of `target`.
     sigma : float
         Smearing to work at, at least that of the settings; Å.
+    rmax : float, optional
+        Compare up to this distance only; Å.
     """
 
     def __init__(
-        self, target: np.ndarray, settings: RDFSettings, sigma: float, device: str | torch.device = "cpu"
+        self,
+        target: np.ndarray,
+        settings: RDFSettings,
+        sigma: float,
+        *,
+        rmax: float = math.inf,
+        device: str | torch.device = "cpu",
     ) -> None:
         self.sigma = max(sigma, settings.sigma)
+        target, settings = _shortened(np.asarray(target, float), settings, rmax + 2 * self.sigma)
         extra = math.sqrt(self.sigma**2 - settings.sigma**2)
         self.step = self.sigma / 2.5
-        self.cutoff = settings.rmax + 4 * self.sigma
+        rmax = min(rmax, settings.rmax)
+        self.cutoff = rmax + 4 * self.sigma
         nodes = np.arange(math.ceil(self.cutoff / self.step) + 2) * self.step
         grid, smooth = _smoothed(target, settings, extra)
         variance = self.sigma**2 - self.step**2 / 4
         deviation = grid - nodes[:, None]
         kernel = np.exp(-0.5 * deviation**2 / variance) / np.sqrt(2 * np.pi * variance) / (4 * np.pi * grid**2)
-        weights = np.where(grid < settings.rmax - 2 * extra, 1.0, 0.0)
+        weights = np.where(grid < min(rmax, settings.rmax - 2 * extra), 1.0, 0.0)
         tensors = (torch.from_numpy(a).to(device) for a in (kernel, kernel * deviation / variance, smooth, weights))
         self.kernel, self.slope, self.target, self.weights = tensors
         self.grid = grid
@@ -157,7 +167,7 @@ class Smearing:
 def _smoothed(target: np.ndarray, settings: RDFSettings, extra: float) -> tuple[np.ndarray, np.ndarray]:
     """Return a grid that suits a target smeared by `extra` more, and the target there; beyond rmax it is taken as 1."""
     if extra < settings.bin_width:
-        return settings.grid, np.asarray(target, float)
+        return settings.grid, target
     n_beyond = math.ceil(4 * extra / settings.bin_width)
     source = (np.arange(settings.n_bins + n_beyond) + 0.5) * settings.bin_width
     counts = np.concatenate([target, np.ones(n_beyond)]) * source**2
@@ -165,6 +175,12 @@ def _smoothed(target: np.ndarray, settings: RDFSettings, extra: float) -> tuple[
     grid = np.arange(1, math.floor(settings.rmax / step) + 1) * step
     kernel = np.exp(-0.5 * ((grid[:, None] - source) / extra) ** 2) / math.sqrt(2 * math.pi) / extra
     return grid, kernel @ counts * settings.bin_width / grid**2
+
+
+def _shortened(target: np.ndarray, settings: RDFSettings, rmax: float) -> tuple[np.ndarray, RDFSettings]:
+    """Cut a target off at `rmax`."""
+    n_bins = min(settings.n_bins, math.ceil(rmax / settings.bin_width)) if math.isfinite(rmax) else settings.n_bins
+    return target[:n_bins], RDFSettings(n_bins * settings.bin_width, n_bins, settings.sigma)
 
 
 def min_distances(batch: Batch, cutoff: float) -> torch.Tensor:

@@ -21,7 +21,10 @@ from ase_hvae.reconstruct.wyckoff import WyckoffPrior
 
 SCREEN_SIGMA = 0.3  # smearing of the screen; Å
 PROPOSAL_OVERLAP = 0.75  # a proposal may be this much closer than the limit: steering pushes atoms apart
-PER_TEMPLATE = 3  # most proposals of one space group and set of Wyckoff positions that are steered
+SCREEN_RMAX = 5.5  # distances that the screen compares; Å
+SCREEN_KEEP = 12  # proposals that pass the screen, in units of n_steered
+HANDICAP = 0.03  # Pearson distance that a free coordinate is hoped to gain in steering
+PER_TEMPLATE = 6  # most proposals of one space group and set of Wyckoff positions that are steered
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +35,7 @@ class Reconstruction:
     ----------
     atoms : Atoms
         Primitive cell of the space group it was steered in (its own symmetry may be higher).
-    pearson : float
+    pearson_distance : float
         Pearson distance, 1 - r, between its g(r) and the target.
     spacegroup : int
         International number of the space group it was steered in.
@@ -43,7 +46,7 @@ class Reconstruction:
     """
 
     atoms: Atoms
-    pearson: float
+    pearson_distance: float
     spacegroup: int
     wyckoffs: tuple[str, ...]
     loss: float
@@ -137,7 +140,7 @@ def reconstruct(
     chosen = _choose(batch, target, settings, limits, n_steered, counts)
     if chosen is None:
         return ReconstructionResult((), MappingProxyType(counts | {"accepted": 0}))
-    steered = steer(chosen, target, settings, limits)
+    steered = steer(chosen, target, settings, limits, n_kept=n_steered)
     counts["finished"] = len(steered.kept)
     counts["abandoned"] = len(chosen) - len(steered.kept)
     crystals = _accept(steered, target, settings, limits, threshold, species, counts)
@@ -164,14 +167,17 @@ def _choose(
     if len(apart) == 0:
         return None
     batch = batch.select(apart)
-    distances = screen(batch, Smearing(target, settings, SCREEN_SIGMA, batch.cells.device))
+    smearing = Smearing(target, settings, SCREEN_SIGMA, rmax=SCREEN_RMAX, device=batch.cells.device)
+    distances = screen(batch, smearing)
+    handicap = torch.tensor([HANDICAP * min(entry.n_free, 6) for entry in batch.templates], dtype=distances.dtype)
     seen: dict[int, int] = {}
     chosen: list[int] = []
-    for index in torch.argsort(distances, stable=True).tolist():
+    for index in torch.argsort(distances - handicap, stable=True).tolist():
         key = id(batch.templates[index])
-        if seen.setdefault(key, 0) < PER_TEMPLATE and len(chosen) < n_steered:
+        if seen.setdefault(key, 0) < min(batch.templates[index].n_parameters, PER_TEMPLATE):
             seen[key] += 1
             chosen.append(index)
+    chosen = chosen[: SCREEN_KEEP * n_steered]
     counts |= {"unpromising": len(batch) - len(chosen), "steered": len(chosen)}
     return batch.select(torch.tensor(chosen))
 
@@ -213,7 +219,7 @@ def _accept(
         for crystal, distance in zip(found, distances, strict=True)
         if distance <= threshold
     ]
-    near.sort(key=lambda crystal: crystal.pearson)
+    near.sort(key=lambda crystal: crystal.pearson_distance)
     kept = distinct([crystal.atoms for crystal in near], settings)
     counts |= {"dissimilar": len(found) - len(near), "duplicate": len(near) - len(kept), "accepted": len(kept)}
     return tuple(near[index] for index in kept)

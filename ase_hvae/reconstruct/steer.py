@@ -6,6 +6,7 @@ The loss is ``sum_r w (g - g*)^2 / sum_r w (g* - <g*>)^2`` plus squared overlaps
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,9 @@ from ase_hvae.reconstruct.screen import Pairs, Smearing, find_pairs
 MAX_MOVE = 0.4  # largest move of an atom in one step; Å
 MAX_STRAIN = 0.06  # largest strain in one step
 OVERLAP_WEIGHT = 2.0  # of (overlap / min_distance)^2, per atom
-VOLUME_WEIGHT = 4.0  # of log(volume / target volume)^2
+VOLUME_WEIGHT = 50.0  # of log(volume / target volume)^2
+GROUPS = (0, 2, 4, 8, 14, 10**6)  # crystals with numbers of parameters up to these limits are steered together
+MAX_BATCH = 256  # crystals steered together
 STRAIN_LENGTH = 4.0  # length that makes strains comparable with moves; Å
 
 
@@ -74,15 +77,45 @@ class _Problem:
     scales: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Stage:
+    """Steps at one smearing, and how many crystals go on.
+
+    Attributes
+    ----------
+    sigma : float
+        Smearing, at least that of the target; Å.
+    rmax : float
+        Distances compared; Å.
+    n_steps : int
+        Levenberg-Marquardt steps.
+    keep : float
+        Crystals that go on after it, those of lowest loss, in units of the number wanted at the end.
+    """
+
+    sigma: float
+    rmax: float
+    n_steps: int
+    keep: float
+
+
+STAGES = (
+    Stage(0.35, 5.0, 3, 6.0),
+    Stage(0.35, 6.0, 5, 2.5),
+    Stage(0.2, 8.0, 8, 1.5),
+    Stage(0.12, 10.0, 8, 1.0),
+    Stage(0.0, np.inf, 8, 1.0),
+)
+
+
 def steer(
     batch: Batch,
     target: np.ndarray,
     settings: RDFSettings,
     limits: Limits,
     *,
-    sigmas: Sequence[float] = (0.35, 0.2, 0.12),
-    n_steps: Sequence[int] = (12, 8, 8, 8),
-    shares: Sequence[float] = (1.0, 1.0, 1.0),
+    n_kept: int | None = None,
+    stages: Sequence[Stage] = STAGES,
 ) -> Steered:
     """Move the crystals of a batch until their RDF is the target's, at smaller and smaller smearing.
 
@@ -96,26 +129,42 @@ def steer(
         Grid and smearing of `target`; steering ends at this smearing.
     limits : Limits
         Distances and volume.
-    sigmas : sequence of float
-        Larger smearings to go through first; Å.
-    n_steps : sequence of int
-        Steps at each smearing, the last for that of `settings`.
-    shares : sequence of float
-        Share of the crystals (those of lowest loss) that go on after each of `sigmas`.
+    n_kept : int, optional
+        Crystals that reach the end; by default none is given up.
+    stages : sequence of Stage
+        Smearings, ranges and steps, one after the other.
     """
-    kept = torch.arange(len(batch), device=batch.cells.device)
-    finite = torch.ones(len(batch), dtype=torch.bool, device=batch.cells.device)
-    stages = [sigma for sigma in sigmas if sigma > 1.2 * settings.sigma]
-    start = len(sigmas) - len(stages)
-    plan = list(zip([*stages, settings.sigma], list(n_steps)[start:], [*list(shares)[start:], 1.0], strict=True))
-    for sigma, steps, share in plan:
-        smearing = Smearing(target, settings, sigma, batch.cells.device)
-        batch, loss, still = _descend(batch, smearing, limits, steps)
+    device = batch.cells.device
+    kept = torch.arange(len(batch), device=device)
+    finite = torch.ones(len(batch), dtype=torch.bool, device=device)
+    loss = torch.zeros(len(batch), dtype=batch.cells.dtype, device=device)
+    for stage in stages:
+        smearing = Smearing(target, settings, stage.sigma, rmax=stage.rmax, device=device)
+        batch, loss, still = _descend_in_groups(batch, smearing, limits, stage.n_steps)
         finite = finite & still
-        if share < 1.0:
-            best = torch.argsort(loss, stable=True)[: max(1, round(share * len(batch)))].sort().values
+        if n_kept is not None:
+            n_best = max(1, round(stage.keep * n_kept))
+            best = torch.argsort(loss, stable=True)[:n_best].sort().values
             batch, loss, finite, kept = batch.select(best), loss[best], finite[best], kept[best]
     return Steered(batch, loss, finite, kept)
+
+
+def _descend_in_groups(
+    batch: Batch, smearing: Smearing, limits: Limits, n_steps: int
+) -> tuple[Batch, torch.Tensor, torch.Tensor]:
+    """Descend with crystals of similar size together, so that padding costs little; see `_descend`."""
+    cells, coordinates = batch.cells.clone(), batch.coordinates.clone()
+    loss = torch.zeros(len(batch), dtype=cells.dtype, device=cells.device)
+    finite = torch.ones(len(batch), dtype=torch.bool, device=cells.device)
+    sizes = torch.tensor([entry.n_parameters for entry in batch.templates], device=cells.device)
+    for low, high in itertools.pairwise(GROUPS):
+        index = torch.nonzero((sizes > low) & (sizes <= high))[:, 0]
+        for part in torch.split(index, MAX_BATCH):
+            if len(part):
+                moved, loss[part], finite[part] = _descend(batch.select(part), smearing, limits, n_steps)
+                cells[part] = moved.cells
+                coordinates[part, : moved.coordinates.shape[1]] = moved.coordinates
+    return batch.moved(cells, coordinates), loss, finite
 
 
 def _descend(

@@ -126,6 +126,16 @@ class Template:
         return len(self.offset)
 
     @property
+    def n_free(self) -> int:
+        """Free coordinates of the atoms."""
+        return self.matrix.shape[2]
+
+    @property
+    def n_parameters(self) -> int:
+        """Free coordinates and strains."""
+        return self.n_free + len(self.strains)
+
+    @property
     def wyckoffs(self) -> tuple[str, ...]:
         """Letters with the multiplicity in the conventional cell, as ``8a``."""
         centring = round(1 / np.linalg.det(self.group.primitive))
@@ -248,15 +258,17 @@ class WyckoffPrior:
             raise ValueError(f"spacegroups must be numbers from 1 to 230, got {wrong or 'none'}")
 
     @classmethod
+    def from_sites(cls, sites: Iterable[tuple[int, Sequence[str]]], *, uniform_share: float = 0.5) -> WyckoffPrior:
+        """Prior of crystals given by space-group number and occupied Wyckoff positions, as ``(227, ("8a",))``."""
+        learned = ((number, tuple(sorted(site.lstrip("0123456789") for site in orbits))) for number, orbits in sites)
+        return cls(tuple(learned), uniform_share)
+
+    @classmethod
     def from_structures(cls, structures: Iterable[Atoms], *, uniform_share: float = 0.5) -> WyckoffPrior:
         """Learn the space groups and occupied Wyckoff positions of known crystals."""
         from ase_hvae.symmetry import wyckoff_sites
 
-        learned = []
-        for atoms in structures:
-            number, sites = wyckoff_sites(atoms)
-            learned.append((int(number), tuple(sorted(site.lstrip("0123456789") for site in sites))))
-        return cls(tuple(learned), uniform_share)
+        return cls.from_sites((wyckoff_sites(atoms) for atoms in structures), uniform_share=uniform_share)
 
     def draw(self, natoms: Sequence[int], n_draws: int, rng: np.random.Generator) -> list[Template]:
         """Draw templates with a number of atoms out of `natoms`.
