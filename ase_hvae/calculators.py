@@ -65,9 +65,9 @@ def get_calculator(
             calc, record = _open(name, sorted(set(species)), model)
         except (CalculatorSetupError, ReadError) as error:
             refusals.append(f"{name or 'empty name'}: {error}")
-            logger.warning("calculator %s refused: %s", name, error)
             continue
-        logger.info("calculator: %s", record)
+        for refusal in refusals:
+            logger.warning("calculator refused, the next one is used: %s", refusal)
         return calc, record
     raise CalculatorSetupError("no calculator for " + ", ".join(sorted(set(species))) + ": " + "; ".join(refusals))
 

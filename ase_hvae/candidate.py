@@ -95,10 +95,9 @@ class Candidate:
         """Copy that has left the funnel at `stage`."""
         return self.evolve(status="failed", stage=stage, failure=" ".join(str(reason).split()))
 
-    @property
-    def energy_per_atom(self) -> float | None:
-        """Energy of the relaxed crystal; eV/atom."""
-        return None if self.energy is None else self.energy / len(self.atoms)
+    def is_within(self, window: float) -> bool:
+        """Whether the energy above the reference is known and at most `window`; eV/atom."""
+        return self.energy_above is not None and self.energy_above <= window
 
     @property
     def density(self) -> float:

@@ -36,7 +36,7 @@ class CandidateDatabase:
         self.path = Path(path)
         self._ids: dict[int, int] = {}
         if self.path.exists():
-            self._ids = {row.candidate: row.id for row in connect(self.path).select(include_data=False)}
+            self._ids = {row.get("candidate"): row.id for row in connect(self.path).select(include_data=False)}
 
     def write(self, candidate: Candidate) -> None:
         """Insert the candidate, or replace its row."""
@@ -84,7 +84,7 @@ def _from_row(row: AtomsRow) -> Candidate:
         values["stable"] = bool(values["stable"])
     atoms = row.toatoms()
     atoms.calc = None
-    return Candidate(index=row.candidate, atoms=atoms, **values)
+    return Candidate(index=row.get("candidate"), atoms=atoms, **values)
 
 
 class RunFolder:

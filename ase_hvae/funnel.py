@@ -112,15 +112,16 @@ class Funnel:
     def compare(self, candidates: Sequence[Candidate], reference: Reference) -> list[Candidate]:
         """Energies above the reference, similarity to replica and known crystals, names and duplicates.
 
-        Candidates must be relaxed; they come back from the lowest energy upwards.
+        The relaxed ones among the candidates come back, from the lowest energy upwards.
         """
         known, known_rdfs = self.source.known, self.known_rdfs()
-        ordered = sorted(candidates, key=lambda candidate: (candidate.energy_per_atom, candidate.index))
-        originals = compare.find_duplicates(
-            [candidate.atoms for candidate in ordered], [candidate.energy_per_atom for candidate in ordered]
-        )
+        relaxed = sorted((c.energy / len(c.atoms), c.index, c) for c in candidates if c.energy is not None)
+        ordered = [candidate for _, _, candidate in relaxed]
+        originals = compare.find_duplicates([c.atoms for c in ordered], [energy for energy, _, _ in relaxed])
         compared = []
         for candidate, original in zip(ordered, originals, strict=True):
+            assert candidate.energy is not None
+            assert candidate.rdf is not None
             nearest, pearson_known = compare.nearest(candidate.rdf, known_rdfs)
             enthalpy = self._enthalpy_per_atom(candidate.atoms, candidate.energy)
             changes: dict[str, Any] = {

@@ -82,8 +82,7 @@ def generate(
         with clock("relax"):
             _advance("relax", _waiting(database, "symmetrize"), workers, database)
         with clock("compare"):
-            relaxed = [candidate for candidate in database.read() if candidate.energy is not None]
-            _write(database, funnel.compare(relaxed, reference))
+            _write(database, funnel.compare(database.read(), reference))
         with clock("phonons"):
             _advance("phonons", _for_phonons(config, _waiting(database, "compare")), workers, database)
         pending = [candidate for candidate in database.read() if candidate.status == "pending"]
@@ -157,8 +156,7 @@ def _write(database: CandidateDatabase, candidates: Any) -> None:
 
 def _for_phonons(config: GenerateConfig, candidates: list[Candidate]) -> list[Candidate]:
     """The lowest candidates inside the energy window."""
-    window = config.phonons.phonon_window / 1000.0
-    inside = [candidate for candidate in candidates if candidate.energy_above <= window]
+    inside = [candidate for candidate in candidates if candidate.is_within(config.phonons.phonon_window / 1000.0)]
     return sorted(inside, key=lambda candidate: (candidate.energy_above, candidate.index))[: config.phonons.n_phonons]
 
 

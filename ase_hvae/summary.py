@@ -63,7 +63,7 @@ def count(candidates: Sequence[Candidate]) -> dict[str, Any]:
         "duplicates": statuses["duplicate"],
         "ranked": len(ranked),
         "new": sum(candidate.known == "new" for candidate in ranked),
-        "within_0.3_eV_per_atom": sum(candidate.energy_above <= 0.3 for candidate in ranked),
+        "within_0.3_eV_per_atom": sum(candidate.is_within(0.3) for candidate in ranked),
         "phonons": Counter(candidate.verdict.split(" (")[0] for candidate in ranked),
     }
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import Any
 
 _state: Any = None
@@ -27,9 +30,11 @@ class Workers:
         self._local = make() if n_workers == 1 else None
         self._pool: ProcessPoolExecutor | None = None
         if n_workers > 1:
-            self._pool = ProcessPoolExecutor(
-                n_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start, initargs=(make,)
-            )
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_start, initargs=(make,))
+            with _clean_start():
+                for _ in range(n_workers):  # a process starts when a task finds none idle
+                    self._pool.submit(os.getpid)
 
     def map(self, task: str, arguments: Iterable[Any], *, ordered: bool = False) -> Iterator[Any]:
         """Results of method `task` for each argument, in order or as they arrive.
@@ -76,12 +81,26 @@ def count_workers(requested: int) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextmanager
+def _clean_start() -> Iterator[None]:
+    """Let new processes have one thread each, and not run the user's script again.
+
+    A spawned process imports the main script unless there is none; so scripts need no ``if __name__ == "__main__"``.
+    """
+    main, threads = sys.modules["__main__"], os.environ.get("OMP_NUM_THREADS")
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        del os.environ["OMP_NUM_THREADS"]
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = threads
+
+
 def _start(make: Callable[[], Any]) -> None:
     global _state
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
     _state = make()
 
 

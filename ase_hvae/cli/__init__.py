@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -18,6 +19,8 @@ COMMANDS = [
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of ``ase-hvae`` and ``python -m ase_hvae``."""
+    # Before numpy and torch are loaded: cells are small, and threads would only wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from ase.cli.main import main as ase_main
 
     from ase_hvae import __version__
@@ -33,6 +36,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run_command(command: str, function: Callable[[], None], *, traceback: bool = False) -> None:
     """Run a command with its log on standard error; expected errors end it with one line and exit code 2."""
+    from concurrent.futures.process import BrokenProcessPool
+
     from ase.calculators.calculator import CalculatorError
 
     from ase_hvae.errors import AseHvaeError
@@ -45,12 +50,15 @@ def run_command(command: str, function: Callable[[], None], *, traceback: bool =
     try:
         function()
     except KeyboardInterrupt:
-        print(f"ase-hvae {command}: interrupted", file=sys.stderr)
+        print(f"ase-hvae {command}: interrupted; a run goes on with --resume", file=sys.stderr)
         sys.exit(130)
     except (AseHvaeError, CalculatorError) as error:
         if traceback:
             raise
         fail(command, error)
+    except BrokenProcessPool:
+        print(f"ase-hvae {command}: a worker process died (out of memory?); go on with --resume", file=sys.stderr)
+        sys.exit(1)
     finally:
         logger.removeHandler(handler)
 

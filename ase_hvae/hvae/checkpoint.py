@@ -52,9 +52,9 @@ def load_model(path: str | os.PathLike[str] | None = None) -> HVAE:
         If the weights or the card are missing or damaged, or do not belong together.
     """
     path = SHIPPED if path is None else _weights_path(path)
-    card = _read_card(path)
     if not path.is_file():
         raise ModelError(f"weights {path} do not exist; train them with 'python -m ase_hvae train --out {path}'")
+    card = _read_card(path)
     weights = path.read_bytes()
     if hashlib.sha256(weights).hexdigest() != card.get("sha256"):
         raise ModelError(

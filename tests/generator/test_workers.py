@@ -1,6 +1,9 @@
 """Tasks in processes give what they give in this process."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -43,6 +46,21 @@ def test_ordered_map_draws_only_a_few_arguments_ahead():
         results = workers.map("scale", arguments(), ordered=True)
         assert [next(results) for _ in range(3)] == [0, 1, 2]
         assert len(drawn) < 10
+
+
+def test_a_script_without_main_guard_runs_once(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import fractions, functools\n"
+        "from ase_hvae.workers import Workers\n"
+        "print('script')\n"
+        "with Workers(functools.partial(fractions.Fraction, 3), 2) as workers:\n"
+        "    print(list(workers.map('__mul__', [1, 2])), list(workers.map('__getattribute__', ['numerator'])))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.count("script") == 1
+    assert result.stdout.strip().endswith("[3]")
 
 
 def test_count_workers():
