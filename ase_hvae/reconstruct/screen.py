@@ -121,7 +121,9 @@ class Smearing:
         self.step = self.sigma / 2.5
         rmax = min(rmax, settings.rmax)
         self.cutoff = rmax + 4 * self.sigma
-        nodes = np.arange(math.ceil(self.cutoff / self.step) + 2) * self.step
+        nodes = (
+            np.arange(-1, math.ceil(self.cutoff / self.step) + 2) * self.step
+        )  # a pair reaches one node to either side
         grid, smooth = _smoothed(target, settings, extra)
         variance = self.sigma**2 - self.step**2 / 4
         deviation = grid - nodes[:, None]
@@ -143,7 +145,7 @@ class Smearing:
         place = pairs.distances / self.step
         node = torch.round(place)
         offset = place - node
-        flat = pairs.crystal * self.n_nodes + node.long()
+        flat = pairs.crystal * self.n_nodes + node.long() + 1
         total = weights.new_zeros(n_batch * self.n_nodes, weights.shape[1])
         for shift, share in ((-1, (0.5 - offset) ** 2 / 2), (0, 0.75 - offset**2), (1, (0.5 + offset) ** 2 / 2)):
             total.index_add_(0, flat + shift, weights * share[:, None])
@@ -205,6 +207,8 @@ def screen(batch: Batch, smearing: Smearing) -> torch.Tensor:
 
 def _chunks(batch: Batch, cutoff: float) -> Iterator[tuple[int, Batch]]:
     """Split a batch so that the pairs of a part fit into memory."""
+    if len(batch) == 0:
+        return
     n_centers = (batch.center_weights > 0).sum(1).max()
     volume = float((batch.volumes / batch.n_atoms).min())
     per_crystal = int(n_centers) * 4 / 3 * math.pi * (cutoff + volume ** (1 / 3)) ** 3 / volume * 3

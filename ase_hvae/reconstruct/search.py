@@ -24,6 +24,7 @@ PROPOSAL_OVERLAP = 0.75  # a proposal may be this much closer than the limit: st
 SCREEN_RMAX = 5.5  # distances that the screen compares; Å
 SCREEN_KEEP = 12  # proposals that pass the screen, in units of n_steered
 HANDICAP = 0.03  # Pearson distance that a free coordinate is hoped to gain in steering
+FIRST_NEIGHBOR = 0.3  # neighbours within the target's shortest distance
 PER_TEMPLATE = 6  # most proposals of one space group and set of Wyckoff positions that are steered
 
 
@@ -78,7 +79,7 @@ def reconstruct(
     settings: RDFSettings | None = None,
     natoms: Sequence[int] = tuple(range(1, 9)),
     prior: WyckoffPrior | None = None,
-    n_proposals: int = 600,
+    n_proposals: int = 1500,
     n_steered: int = 32,
     threshold: float = 0.13,
     min_distance: float | None = None,
@@ -129,7 +130,7 @@ def reconstruct(
     sizes = _checked_sizes(natoms)
     _check_numbers(volume_per_atom, volume_tolerance, threshold, n_proposals, n_steered)
     if min_distance is None:
-        min_distance = default_min_distance(species, target, settings)
+        min_distance = default_min_distance(species, target, volume_per_atom, settings)
     elif not min_distance > 0:
         raise ValueError(f"min_distance must be positive, got {min_distance} Å")
     _check_volume(volume_per_atom * (1 + volume_tolerance), min_distance)
@@ -142,19 +143,22 @@ def reconstruct(
         return ReconstructionResult((), MappingProxyType(counts | {"accepted": 0}))
     steered = steer(chosen, target, settings, limits, n_kept=n_steered)
     counts["finished"] = len(steered.kept)
-    counts["abandoned"] = len(chosen) - len(steered.kept)
+    counts["abandoned"] = len(chosen) - len(steered.kept) - steered.n_unsound
     crystals = _accept(steered, target, settings, limits, threshold, species, counts)
     return ReconstructionResult(crystals, MappingProxyType(counts))
 
 
-def default_min_distance(species: str, target_rdf: np.ndarray, settings: RDFSettings) -> float:
-    """Return the shortest distance to allow: 0.9 of the covalent bond, or of the target's first distances if shorter.
+def default_min_distance(species: str, target_rdf: np.ndarray, volume_per_atom: float, settings: RDFSettings) -> float:
+    """Return the shortest distance to allow in Å: 0.9 of the covalent bond or, if less, of the target's shortest.
 
-    The target's first distance is where its g(r) first rises above half of its maximum within the first shell.
+    The target's shortest distance is that within which an atom has 0.3 neighbours on average.
     """
     bond = 2 * covalent_radii[_checked_species(species)]
-    onset = settings.grid[np.argmax(target_rdf > 0.5 * min(1.0, target_rdf.max()))]
-    return float(0.9 * min(bond, onset + settings.sigma))
+    shells = 4 * np.pi * settings.grid**2 * settings.bin_width / volume_per_atom
+    neighbors = np.cumsum(np.clip(target_rdf, 0, None) * shells)
+    if neighbors[-1] < FIRST_NEIGHBOR:
+        return float(0.9 * bond)
+    return float(0.9 * min(bond, settings.grid[np.argmax(neighbors >= FIRST_NEIGHBOR)]))
 
 
 def _choose(
@@ -193,7 +197,7 @@ def _accept(
 ) -> tuple[Reconstruction, ...]:
     """Keep the steered crystals that obey all limits, best first, without near-identical copies."""
     reasons = ("non_finite", "too_close", "wrong_volume", "wrong_symmetry", "dissimilar", "duplicate")
-    counts |= dict.fromkeys(reasons, 0)
+    counts |= dict.fromkeys(reasons, 0) | {"non_finite": steered.n_unsound}
     batch = steered.batch
     shortest = min_distances(batch, limits.min_distance)
     found: list[Reconstruction] = []
@@ -205,7 +209,7 @@ def _accept(
             reason = "non_finite"
         elif float(shortest[index]) < limits.min_distance:
             reason = "too_close"
-        elif abs(np.log(ratio)) > limits.volume_tolerance + 0.01:
+        elif abs(ratio - 1) > limits.volume_tolerance + 1e-3:
             reason = "wrong_volume"
         elif not keeps_space_group(entry, atoms):
             reason = "wrong_symmetry"

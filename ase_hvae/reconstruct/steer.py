@@ -7,6 +7,7 @@ The loss is ``sum_r w (g - g*)^2 / sum_r w (g* - <g*>)^2`` plus squared overlaps
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,12 +41,15 @@ class Steered:
         Shape (n_batch,), bool: no step met a non-finite number.
     kept : Tensor
         Shape (n_batch,), int64: positions of the crystals in the batch that was passed in.
+    n_unsound : int
+        Crystals that were not finite before the first step and were left out.
     """
 
     batch: Batch
     loss: torch.Tensor
     finite: torch.Tensor
     kept: torch.Tensor
+    n_unsound: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +139,10 @@ def steer(
         Smearings, ranges and steps, one after the other.
     """
     device = batch.cells.device
-    kept = torch.arange(len(batch), device=device)
+    sound = torch.isfinite(batch.cells).all(2).all(1) & torch.isfinite(batch.coordinates).all(1)
+    kept = torch.nonzero(sound)[:, 0]
+    n_unsound = len(batch) - len(kept)
+    batch = batch.select(kept)
     finite = torch.ones(len(batch), dtype=torch.bool, device=device)
     loss = torch.zeros(len(batch), dtype=batch.cells.dtype, device=device)
     for stage in stages:
@@ -146,7 +153,7 @@ def steer(
             n_best = max(1, round(stage.keep * n_kept))
             best = torch.argsort(loss, stable=True)[:n_best].sort().values
             batch, loss, finite, kept = batch.select(best), loss[best], finite[best], kept[best]
-    return Steered(batch, loss, finite, kept)
+    return Steered(batch, loss, finite, kept, n_unsound)
 
 
 def _descend_in_groups(
@@ -156,7 +163,7 @@ def _descend_in_groups(
     cells, coordinates = batch.cells.clone(), batch.coordinates.clone()
     loss = torch.zeros(len(batch), dtype=cells.dtype, device=cells.device)
     finite = torch.ones(len(batch), dtype=torch.bool, device=cells.device)
-    sizes = torch.tensor([entry.n_parameters for entry in batch.templates], device=cells.device)
+    sizes = torch.tensor([entry.n_parameters for entry in batch.templates], dtype=torch.int64, device=cells.device)
     for low, high in itertools.pairwise(GROUPS):
         index = torch.nonzero((sizes > low) & (sizes <= high))[:, 0]
         for part in torch.split(index, MAX_BATCH):
@@ -275,7 +282,8 @@ def _volume(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Squared deviation of the volume beyond its tolerance: loss, gradient, Gauss-Newton matrix."""
     ratio = torch.log(batch.volumes / batch.n_atoms / limits.volume_per_atom)
-    excess = torch.sign(ratio) * (ratio.abs() - limits.volume_tolerance).clamp(min=0)
+    free = 0.9 * math.log1p(limits.volume_tolerance)  # the rest is for the compromise with the RDF
+    excess = torch.sign(ratio) * (ratio.abs() - free).clamp(min=0)
     slope = torch.zeros_like(scales)
     slope[:, -traces.shape[1] :] = traces
     slope = torch.where(excess[:, None] != 0, slope / scales, 0.0)

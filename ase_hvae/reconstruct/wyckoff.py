@@ -17,7 +17,6 @@ from ase import Atoms
 from ase_hvae.errors import ReconstructionError
 
 ORBIT_WEIGHT = 0.5  # weight of a combination of Wyckoff positions per orbit: simple crystals are more common
-MAX_COORDINATES = 24  # free coordinates of a template that is worth a try
 
 _PRIMITIVE = {  # rows: primitive lattice vectors in the basis of the conventional ones
     "P": np.eye(3),
