@@ -45,7 +45,7 @@ class RunConfig:
     """What the run is about and how large it is."""
 
     seed: int = option(0, "seed of every random number of the run", minimum=0)
-    n: int = option(60, "number of candidates to relax", minimum=1)
+    n: int = option(80, "number of candidates to relax", minimum=1)
     model: str | None = option(None, "HVAE weights (.safetensors); default: the shipped silicon weights")
     known: str | None = option(None, "file or folder of known crystals; default: the shipped table of the element")
     calculator: str = option(
@@ -71,7 +71,7 @@ class ReconstructConfig:
     natoms: str = option("1-8", "atoms in the primitive cell, as 2, 1-8 or 2,4,8")
     n_proposals: int = option(600, "proposed crystals per replica", minimum=1)
     n_steered: int = option(32, "proposals steered per replica after screening", minimum=1)
-    per_replica: int = option(4, "most candidates kept per replica", minimum=1)
+    per_replica: int = option(3, "most candidates kept per replica", minimum=1)
     pearson_threshold: float = option(0.13, "largest Pearson distance to the replica", above=0.0, maximum=2.0)
     volume_tolerance: float = option(
         0.1, "relative half-width of the volume window around the replica's", above=0.0, maximum=0.9
@@ -99,7 +99,7 @@ class RelaxConfig:
 class PhononConfig:
     """Dynamical stability of the best candidates."""
 
-    n_phonons: int = option(12, "lowest candidates checked for phonon stability", minimum=0)
+    n_phonons: int = option(20, "lowest candidates checked for phonon stability", minimum=0)
     phonon_window: float = option(300.0, "check only candidates this far above the reference", unit="meV/atom")
     min_length: float = option(10.0, "shortest supercell length", unit="Å", above=0.0)
     displacement: float = option(0.01, "displacement of atoms", unit="Å", above=0.0)

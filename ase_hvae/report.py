@@ -9,6 +9,8 @@ from pathlib import Path
 from ase_hvae.candidate import Candidate
 from ase_hvae.ranking import format_table
 
+SHOWN = 30  # rows of the table; the database has all
+
 
 def describe(folder: str | Path, ranked: Sequence[Candidate]) -> str:
     """Ranked table and a few lines about the funnel of the run in `folder`."""
@@ -17,7 +19,7 @@ def describe(folder: str | Path, ranked: Sequence[Candidate]) -> str:
     search = funnel["reconstruct"]
     seconds = summary["seconds"]
     lines = [
-        format_table(ranked),
+        format_table(ranked, limit=SHOWN),
         "",
         f"dE: energy above {reference['name']} by {summary['calculator']['name']}; "
         f"r: Pearson correlation of g(r), different known crystals have {summary['pearson_null']:.2f} on average",
