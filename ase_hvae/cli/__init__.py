@@ -68,6 +68,17 @@ def one_line_errors(parser: argparse.ArgumentParser, command: str) -> None:
     parser.error = functools.partial(fail, command)  # type: ignore[method-assign]
 
 
+def whole_number(minimum: int) -> Callable[[str], int]:
+    """Type of a flag whose value is a whole number of at least `minimum`."""
+
+    def convert(text: str) -> int:
+        if not text.lstrip("+-").isdigit() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {minimum}")
+        return int(text)
+
+    return convert
+
+
 def fail(command: str, reason: object) -> NoReturn:
     """Print one line on standard error and exit with code 2."""
     print(f"ase-hvae {command}: error: {' '.join(str(reason).split())}", file=sys.stderr)

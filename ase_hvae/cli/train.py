@@ -14,7 +14,7 @@ class CLICommand:
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         """Flags of the training."""
-        from ase_hvae.cli import one_line_errors
+        from ase_hvae.cli import one_line_errors, whole_number
 
         one_line_errors(parser, "train")
         add = parser.add_argument
@@ -22,9 +22,9 @@ class CLICommand:
         add("--exclude", metavar="FILE", nargs="+", help="hold out every crystal that matches one of these")
         add("--out", metavar="FILE", default="hvae.safetensors", help="weights to write [%(default)s]")
         add("--overwrite", action="store_true", help="replace FILE if it exists")
-        add("--seed", type=int, default=0, help="seed of every random number [%(default)s]")
-        add("--epochs", type=int, metavar="N", help="passes through the augmented data")
-        add("--n-leapfrog", type=int, metavar="K", help="leapfrog steps; 0 is the standard VAE")
+        add("--seed", type=whole_number(0), default=0, help="seed of every random number [%(default)s]")
+        add("--epochs", type=whole_number(1), metavar="N", help="passes through the augmented data")
+        add("--n-leapfrog", type=whole_number(0), metavar="K", help="leapfrog steps; 0 is the standard VAE")
         add("--optimizer", choices=("adam", "sgd"), help="optimizer")
 
     @staticmethod
