@@ -38,6 +38,10 @@ class CalculatorRecord:
     sha256: str | None = None
     version: str | None = None
 
+    def __str__(self) -> str:
+        model = "" if self.model is None else f", model {self.model}"
+        return self.name + model + ("" if self.sha256 is None else f" (sha256 {self.sha256[:8]})")
+
 
 def get_calculator(
     names: str = "maise", *, species: Sequence[str], model: str = "silicon"

@@ -73,7 +73,7 @@ def generate(
         write_config(config, folder.config)
     clock = _Clock()
     with _log_to(folder.log), _workers(funnel, share=calc is None) as workers:
-        logger.info("ase-hvae %s, seed %d, %s", ase_hvae.__version__, config.run.seed, funnel.record)
+        logger.info("ase-hvae %s, seed %d, calculator %s", ase_hvae.__version__, config.run.seed, funnel.record)
         database = CandidateDatabase(folder.database)
         with clock("reference"):
             reference = funnel.reference()

@@ -36,6 +36,7 @@ def test_shipped_silicon_is_recorded_with_its_hash():
     assert calc.species == ("Si",)
     assert record.name == "maise"
     assert record.sha256 == hashlib.sha256(find_model("silicon").read_bytes()).hexdigest()
+    assert str(record) == f"maise, model silicon (sha256 {record.sha256[:8]})"
 
 
 def test_the_next_calculator_is_used_when_the_model_does_not_cover_the_element():
