@@ -38,10 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0, help="of the first member's initial weights")
     train.add_argument("--members", type=int, default=1, help="networks to fit, merged into one")
     train.add_argument("--split-seed", type=int, default=0, help="of the split by family")
-    train.add_argument("--pretrain", nargs="+", default=(), metavar="LABELS", help="cheaper labels to start from")
-    train.add_argument("--iterations", type=int, default=600, help="most iterations of L-BFGS")
+    train.add_argument(
+        "--keep", action="append", default=[], metavar="PATTERN", help="config_types whose families are not held out"
+    )
+    train.add_argument("--iterations", type=int, default=2000, help="most iterations of L-BFGS")
     train.add_argument("--epochs", type=int, default=20, help="epochs of Adam before")
-    train.add_argument("--weight-decay", type=float, default=1e-2)
+    train.add_argument("--weight-decay", type=float, default=0.3)
     train.add_argument("--energy-window", type=float, default=0.5, help="eV/atom; rows far above it weigh little")
     train.add_argument(
         "--tag-weight", action="append", default=[], metavar="PATTERN=FACTOR", help="weigh rows with such a config_type"
@@ -70,13 +72,14 @@ def _train(options: argparse.Namespace) -> None:
         seed=options.seed,
         n_members=options.members,
         split_seed=options.split_seed,
+        keep=tuple(options.keep),
         n_lbfgs=options.iterations,
         n_epochs=options.epochs,
         weight_decay=options.weight_decay,
         energy_window=options.energy_window,
         tag_weights=tuple(_tag_weight(text) for text in options.tag_weight),
     )
-    card = fit(options.labels, options.out, recipe, pretraining=options.pretrain)
+    card = fit(options.labels, options.out, recipe)
     for part, rows in card["errors"].items():
         _print_errors(part, rows)
     print(f"wrote {options.out} and {options.out}.json")

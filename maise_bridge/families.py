@@ -49,7 +49,7 @@ def crystal_features(structures: Sequence[Atoms], basis: Basis, species: Sequenc
 
 
 def find_families(
-    features: np.ndarray, n_atoms: np.ndarray, tags: Sequence[str], *, threshold: float = 0.05
+    features: np.ndarray, n_atoms: np.ndarray, tags: Sequence[str], *, threshold: float = 0.03
 ) -> np.ndarray:
     """Number the families of structures, shape (n,).
 
@@ -89,6 +89,7 @@ def split_families(
     validation: float = 0.1,
     test: float = 0.12,
     largest: float = 0.04,
+    keep: np.ndarray | None = None,
     rng: np.random.Generator,
 ) -> Split:
     """Draw whole families for validation and test.
@@ -101,6 +102,8 @@ def split_families(
         Shares of the rows to reach.
     largest : float
         Families holding a larger share of the rows are drawn last, the largest of all never.
+    keep : ndarray of bool, shape (n,), optional
+        Rows whose families stay in training.
     rng : numpy.random.Generator
 
     Raises
@@ -112,14 +115,16 @@ def split_families(
         raise ValueError(f"validation {validation} and test {test} must be shares that leave rows to train on")
     n = len(families)
     counts = np.bincount(families)
-    shuffled = rng.permutation(len(counts))
-    order = sorted(shuffled, key=lambda family: counts[family] * (counts[family] > largest * n), reverse=True)[1:]
+    kept = set() if keep is None else set(families[keep].tolist())
+    shuffled = [family for family in rng.permutation(len(counts)).tolist() if family not in kept]
+    order = sorted(shuffled, key=lambda family: counts[family] * (counts[family] > largest * n), reverse=True)
+    order = order if kept else order[1:]
     parts: list[list[int]] = [[], []]
     for part, share in zip(parts, (test, validation), strict=True):
         while sum(counts[part]) < share * n:
             if not order:
                 raise ValueError(f"{len(counts)} families are too few for a validation set and a test set")
-            part.append(int(order.pop()))
+            part.append(order.pop())
     held = [np.flatnonzero(np.isin(families, part)) for part in parts]
     train = np.setdiff1d(np.arange(n), np.concatenate(held))
     if len(train) == 0:

@@ -24,7 +24,7 @@ class Whitening:
     ----------
     maximum, mean : ndarray, shape (n_inputs,)
         Largest value of each input, and mean of the scaled inputs.
-    matrix : ndarray, shape (n_inputs, n_inputs)
+    matrix : ndarray, shape (n_components, n_inputs)
     """
 
     maximum: np.ndarray
@@ -35,13 +35,15 @@ class Whitening:
     def fit(cls, descriptors: np.ndarray, maximum: np.ndarray, *, floor: float = 1e-5) -> Whitening:
         """Whiten by the covariance of descriptors (n_atoms, n_inputs).
 
-        Eigenvalues below `floor` of the largest are raised to it, so that noise in them is not blown up.
+        Eigenvalues below `floor` of the largest are raised to it, so that noise in them is not blown up; components
+        a thousand times smaller still are dropped.
         """
         scaled = descriptors / maximum
         mean = scaled.mean(0)
         values, vectors = np.linalg.eigh(np.cov(scaled.T))
-        values = np.maximum(values, floor * values.max())
-        return cls(maximum=maximum, mean=mean, matrix=(vectors / np.sqrt(values)).T)
+        kept = values > 1e-3 * floor * values.max()
+        values = np.maximum(values[kept], floor * values.max())
+        return cls(maximum=maximum, mean=mean, matrix=(vectors[:, kept] / np.sqrt(values)).T)
 
     def inputs(self, descriptors: np.ndarray) -> np.ndarray:
         """Map descriptors (..., n_inputs)."""
@@ -99,10 +101,9 @@ class WhitenedNetwork(nn.Module):
         derivatives = torch.bmm(slope.reshape(n_batch, 1, -1), tables.reshape(n_batch, -1, n_columns))[:, 0]
         return energies, derivatives
 
-    def penalty(self, anchor: Sequence[Tensor] | None = None) -> Tensor:
-        """Sum of squares of the weight matrices, or of their distances from others; biases go free."""
-        matrices = list(self.weights) if anchor is None else [w - a for w, a in zip(self.weights, anchor, strict=True)]
-        return torch.stack([(matrix * matrix).sum() for matrix in matrices]).sum()
+    def penalty(self) -> Tensor:
+        """Sum of squares of the weight matrices; biases go free."""
+        return torch.stack([(matrix * matrix).sum() for matrix in self.weights]).sum()
 
     def fold(
         self, whitening: Whitening, reference: float, *, species: Sequence[str], basis: Basis, info: dict[str, str]

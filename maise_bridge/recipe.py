@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,18 @@ class Recipe:
         Networks to fit from different initial weights; the model is their mean.
     split_seed : int
         Of the split by family.
+    keep : tuple of str
+        Shell patterns of tags; families with such a row are not held out.
     """
 
     hidden: tuple[int, int] = (20, 20)
     seed: int = 0
     n_members: int = 1
     split_seed: int = 0
-    n_lbfgs: int = 600
+    keep: tuple[str, ...] = ()
+    n_lbfgs: int = 2000
     n_epochs: int = 20
-    weight_decay: float = 1e-2
+    weight_decay: float = 0.3
     energy_window: float = 0.5
     tag_weights: tuple[tuple[str, float], ...] = ()
 
@@ -65,36 +69,15 @@ class Recipe:
         )
 
 
-def split_labels(
-    labels: Labels, pretraining: Labels | None, *, seed: int, threshold: float = 0.05
-) -> tuple[Split, np.ndarray]:
-    """Split labels by family, and say which rows for pretraining are of no held-out family.
-
-    Returns
-    -------
-    split : Split
-    allowed : ndarray of int
-        Rows of `pretraining`; empty without.
-    """
-    everything = [labels] if pretraining is None else [labels, pretraining]
-    structures = [atoms for part in everything for atoms in part.structures]
-    features = crystal_features(structures, standard_basis(51), labels.species)
-    families = find_families(
-        features,
-        np.concatenate([part.n_atoms for part in everything]),
-        [tag for part in everything for tag in part.tags],
-        threshold=threshold,
-    )
-    n = len(labels)
-    _, compact = np.unique(families[:n], return_inverse=True)
-    split = split_families(compact, rng=np.random.default_rng(seed))
-    held = families[np.concatenate([split.validation, split.test])]
-    return split, np.flatnonzero(~np.isin(families[n:], held))
+def split_labels(labels: Labels, *, seed: int, keep: Sequence[str] = (), threshold: float = 0.03) -> Split:
+    """Split labels by family; families with a row whose tag matches one of the patterns `keep` are not held out."""
+    features = crystal_features(labels.structures, standard_basis(51), labels.species)
+    families = find_families(features, labels.n_atoms, labels.tags, threshold=threshold)
+    kept = np.array([any(fnmatchcase(tag, pattern) for pattern in keep) for tag in labels.tags])
+    return split_families(families, keep=kept, rng=np.random.default_rng(seed))
 
 
-def fit(
-    label_files: Sequence[str | Path], out: str | Path, recipe: Recipe, *, pretraining: Sequence[str | Path] = ()
-) -> dict[str, Any]:
+def fit(label_files: Sequence[str | Path], out: str | Path, recipe: Recipe) -> dict[str, Any]:
     """Fit a potential, write the model file and ``OUT.json``, and return that card.
 
     Parameters
@@ -104,8 +87,6 @@ def fit(
     out : path
         Model file, replaced if there.
     recipe : Recipe
-    pretraining : sequence of paths
-        Cheaper labels to start from; rows of held-out families are left out.
 
     Raises
     ------
@@ -116,9 +97,8 @@ def fit(
     """
     start = time.perf_counter()
     labels = read_labels(label_files)
-    cheap = read_labels(pretraining) if pretraining else None
-    split, allowed = split_labels(labels, cheap, seed=recipe.split_seed)
-    data = prepare(labels, split, pretraining=None if cheap is None else cheap.select(allowed))
+    split = split_labels(labels, seed=recipe.split_seed, keep=recipe.keep)
+    data = prepare(labels, split)
     results = [train(data, recipe.settings(member)) for member in range(recipe.n_members)]
     errors = {}
     merged = merge_models([result.model for result in results])
@@ -128,9 +108,7 @@ def fit(
     write_model(model, out)
     card = {
         "recipe": asdict(recipe),
-        "labels": {str(path): _sha256(path) for path in label_files},
-        "pretraining": {str(path): _sha256(path) for path in pretraining},
-        "n_pretraining": len(allowed),
+        "labels": {Path(path).name: _sha256(path) for path in label_files},
         "members": [
             {
                 "seed": recipe.seed + member,

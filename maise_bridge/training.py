@@ -42,7 +42,7 @@ class TrainingSettings:
     patience : int
         Looks at the validation rows (one every 20 iterations) without improvement before L-BFGS stops.
     weight_decay : float
-        Factor of the sum of squared weights in whitened coordinates, or of their squared distance from pretrained ones.
+        Factor of the sum of squared weights in whitened coordinates.
     whitening_floor : float
         See :meth:`maise_bridge.network.Whitening.fit`.
     objective : ObjectiveSettings
@@ -55,10 +55,10 @@ class TrainingSettings:
     n_epochs: int = 20
     batch_size: int = 32
     learning_rate: float = 5e-3
-    n_lbfgs: int = 600
-    patience: int = 4
-    weight_decay: float = 1e-2
-    whitening_floor: float = 1e-4
+    n_lbfgs: int = 2000
+    patience: int = 20
+    weight_decay: float = 0.3
+    whitening_floor: float = 1e-6
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     seed: int = 0
 
@@ -84,8 +84,6 @@ class TrainingData:
     basis: Basis
     tables: Sequence[Table]
     whitening: Whitening
-    pretraining: Labels | None
-    pretraining_tables: Sequence[Table]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +109,8 @@ def prepare(
     split: Split,
     *,
     basis: Basis | None = None,
-    pretraining: Labels | None = None,
-    whitening_floor: float = 1e-4,
+    whitening_floor: float = 1e-6,
     tables: Sequence[Table] | None = None,
-    pretraining_tables: Sequence[Table] | None = None,
 ) -> TrainingData:
     """Compute descriptors, their ranges and the whitening.
 
@@ -126,11 +122,9 @@ def prepare(
         Rows for training, validation and test; input ranges are taken over all, whitening over training rows.
     basis : Basis, optional
         The standard 51 functions by default.
-    pretraining : Labels, optional
-        Cheaper labels of the same species to start from; their zero of energy is their own lowest row.
     whitening_floor : float
         See :meth:`maise_bridge.network.Whitening.fit`.
-    tables, pretraining_tables : sequence of (descriptors, derivatives), optional
+    tables : sequence of (descriptors, derivatives), optional
         From :func:`maise_bridge.objective.compute_tables`, if at hand.
 
     Raises
@@ -138,21 +132,16 @@ def prepare(
     ValueError
         If the labels hold several species or a part is empty.
     """
-    species = labels.species
-    if len(species) != 1 or (pretraining is not None and pretraining.species != species):
-        found = {*species, *(pretraining.species if pretraining is not None else ())}
-        raise ValueError(f"labels hold {', '.join(sorted(found))}; training covers one species for now")
+    if len(labels.species) != 1:
+        raise ValueError(f"labels hold {', '.join(labels.species)}; training covers one species for now")
     if len(split.train) < 2 or len(split.validation) < 1:
         raise ValueError(f"{len(split.train)} rows to train on and {len(split.validation)} to validate are too few")
     basis = basis or standard_basis(51)
     tables = compute_tables(labels, basis) if tables is None else tables
-    if pretraining is not None and pretraining_tables is None:
-        pretraining_tables = compute_tables(pretraining, basis)
-    others = list(pretraining_tables or ())
-    maximum = np.max([table[0].max(0) for table in (*tables, *others)], axis=0)
-    inputs = np.concatenate([tables[row][0] for row in split.train] + [table[0] for table in others])
+    maximum = np.max([table[0].max(0) for table in tables], axis=0)
+    inputs = np.concatenate([tables[row][0] for row in split.train])
     whitening = Whitening.fit(inputs, np.where(maximum > 0, maximum, 1.0), floor=whitening_floor)
-    return TrainingData(labels, split, basis, tables, whitening, pretraining, others)
+    return TrainingData(labels, split, basis, tables, whitening)
 
 
 def train(data: TrainingData, settings: TrainingSettings, *, info: Mapping[str, str] | None = None) -> TrainingResult:
@@ -168,19 +157,14 @@ def train(data: TrainingData, settings: TrainingSettings, *, info: Mapping[str, 
     """
     labels, split = data.labels, data.split
     lowest = float(labels.energies_per_atom[split.train].min())
-    network = WhitenedNetwork(data.basis.n_functions, settings.hidden, torch.Generator().manual_seed(settings.seed))
-    if data.pretraining is not None:
-        cheap = data.pretraining
-        rows = np.random.default_rng(settings.seed).permutation(len(cheap))
-        held = max(1, len(cheap) // 20)
-        parts = [
-            _Part.make(cheap, data.pretraining_tables, part, data, settings) for part in (rows[held:], rows[:held])
-        ]
-        _fit(network, parts[0], parts[1], settings, anchor=None, n_epochs=settings.n_epochs)
-    parts = [_Part.make(labels, data.tables, part, data, settings) for part in (split.train, split.validation)]
-    anchor = None if data.pretraining is None else [matrix.detach().clone() for matrix in network.weights]
-    n_epochs = settings.n_epochs if data.pretraining is None else 0
-    best = _fit(network, parts[0], parts[1], settings, anchor=anchor, n_epochs=n_epochs)
+    rng = torch.Generator().manual_seed(settings.seed)
+    network = WhitenedNetwork(len(data.whitening.matrix), settings.hidden, rng)
+    parts = [_Part.make(data, rows, settings, lowest) for rows in (split.train, split.validation)]
+    best = _Best(network, parts[0], parts[1])
+    _run_adam(network, parts[0], settings, best)
+    network.load_state_dict(best.state)
+    _run_lbfgs(network, parts[0], settings, best)
+    network.load_state_dict(best.state)
     header = {"train energy data": str(len(split.train)), "test energy data": str(len(split.test)), **(info or {})}
     model = network.fold(data.whitening, lowest, species=labels.species, basis=data.basis, info=header)
     return TrainingResult(model=model, validation_loss=best.loss, history=np.array(best.history))
@@ -194,17 +178,10 @@ class _Part:
     norm: float
 
     @classmethod
-    def make(
-        cls,
-        labels: Labels,
-        tables: Sequence[Table],
-        rows: np.ndarray,
-        data: TrainingData,
-        settings: TrainingSettings,
-    ) -> _Part:
-        lowest = float(labels.energies_per_atom[data.split.train if labels is data.labels else slice(None)].min())
-        chosen = labels.select(rows)
-        batches = make_batches(chosen, [tables[row] for row in rows], data.whitening, settings.objective, lowest=lowest)
+    def make(cls, data: TrainingData, rows: np.ndarray, settings: TrainingSettings, lowest: float) -> _Part:
+        chosen = data.labels.select(rows)
+        tables = [data.tables[row] for row in rows]
+        batches = make_batches(chosen, tables, data.whitening, settings.objective, lowest=lowest)
         return cls(batches, float(row_weights(chosen, settings.objective, lowest)[0].sum()))
 
     def loss(self, network: WhitenedNetwork) -> Tensor:
@@ -233,24 +210,6 @@ class _Best:
         return improved
 
 
-def _fit(
-    network: WhitenedNetwork,
-    train: _Part,
-    validation: _Part,
-    settings: TrainingSettings,
-    *,
-    anchor: Sequence[Tensor] | None,
-    n_epochs: int,
-) -> _Best:
-    best = _Best(network, train, validation)
-    if n_epochs:
-        _run_adam(network, train, settings, best, anchor, n_epochs)
-        network.load_state_dict(best.state)
-    _run_lbfgs(network, train, settings, best, anchor)
-    network.load_state_dict(best.state)
-    return best
-
-
 def _mixed_batches(batches: Sequence[Batch], size: int, rng: torch.Generator) -> Iterator[list[Batch]]:
     """Batches of about `size` structures of all sizes, in random order."""
     places = torch.tensor([(i, k) for i, batch in enumerate(batches) for k in range(len(batch))])
@@ -258,46 +217,35 @@ def _mixed_batches(batches: Sequence[Batch], size: int, rng: torch.Generator) ->
         yield [batches[i].take(chosen[chosen[:, 0] == i, 1]) for i in torch.unique(chosen[:, 0]).tolist()]
 
 
-def _run_adam(
-    network: WhitenedNetwork,
-    train: _Part,
-    settings: TrainingSettings,
-    best: _Best,
-    anchor: Sequence[Tensor] | None,
-    n_epochs: int,
-) -> None:
+def _run_adam(network: WhitenedNetwork, train: _Part, settings: TrainingSettings, best: _Best) -> None:
     rng = torch.Generator().manual_seed(settings.seed + 1)
     n_rows = sum(len(batch) for batch in train.batches)
-    n_steps = n_epochs * math.ceil(n_rows / settings.batch_size)
+    n_steps = settings.n_epochs * math.ceil(n_rows / settings.batch_size)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps, eta_min=settings.learning_rate / 500)
-    for epoch in range(n_epochs):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, max(1, n_steps), eta_min=settings.learning_rate / 500
+    )
+    for epoch in range(settings.n_epochs):
         for part in _mixed_batches(train.batches, settings.batch_size, rng):
             share = sum(len(batch) for batch in part) / n_rows
             optimizer.zero_grad()
-            loss = objective(network, part) / (share * train.norm) + settings.weight_decay * network.penalty(anchor)
+            loss = objective(network, part) / (share * train.norm) + settings.weight_decay * network.penalty()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 100.0)
             optimizer.step()
             schedule.step()
-        if epoch % 5 == 4 or epoch == n_epochs - 1:
+        if epoch % 5 == 4 or epoch == settings.n_epochs - 1:
             best.note(network, epoch + 1)
 
 
-def _run_lbfgs(
-    network: WhitenedNetwork,
-    train: _Part,
-    settings: TrainingSettings,
-    best: _Best,
-    anchor: Sequence[Tensor] | None,
-) -> None:
+def _run_lbfgs(network: WhitenedNetwork, train: _Part, settings: TrainingSettings, best: _Best) -> None:
     optimizer = torch.optim.LBFGS(
         network.parameters(), max_iter=_CHUNK, history_size=50, line_search_fn="strong_wolfe", tolerance_grad=1e-9
     )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = train.loss(network) + settings.weight_decay * network.penalty(anchor)
+        loss = train.loss(network) + settings.weight_decay * network.penalty()
         loss.backward()
         return loss
 

@@ -150,6 +150,15 @@ def test_split_never_separates_a_family(labels: Labels) -> None:
     assert [len(set(families[4 * k : 4 * k + 2])) for k in range(5)] == [1] * 5
 
 
+def test_kept_rows_are_not_held_out() -> None:
+    families = np.repeat(np.arange(20), 2)
+    keep = np.zeros(40, dtype=bool)
+    keep[[0, 13, 20]] = True
+    for seed in range(5):
+        split = split_families(families, validation=0.3, test=0.3, keep=keep, rng=np.random.default_rng(seed))
+        assert {0, 6, 10} <= set(families[split.train])
+
+
 def test_split_refuses_impossible_shares() -> None:
     with pytest.raises(ValueError, match="families are too few"):
         split_families(np.zeros(10, dtype=int), rng=np.random.default_rng(0))
@@ -160,7 +169,7 @@ def test_split_refuses_impossible_shares() -> None:
 def test_gradient_of_the_objective(labels: Labels, tables) -> None:
     data = prepare(labels, SPLIT, tables=tables)
     batches = make_batches(labels, tables, data.whitening, ObjectiveSettings(), lowest=-1.0, dtype=torch.float64)
-    network = WhitenedNetwork(51, (4, 3), torch.Generator().manual_seed(3)).double()
+    network = WhitenedNetwork(len(data.whitening.matrix), (4, 3), torch.Generator().manual_seed(3)).double()
     loss = objective(network, batches)
     loss.backward()
     step = 1e-5
@@ -178,7 +187,7 @@ def test_gradient_of_the_objective(labels: Labels, tables) -> None:
 
 def test_folded_network_is_the_same_function(labels: Labels, tables) -> None:
     data = prepare(labels, SPLIT, tables=tables)
-    network = WhitenedNetwork(51, (4, 3), torch.Generator().manual_seed(3)).double()
+    network = WhitenedNetwork(len(data.whitening.matrix), (4, 3), torch.Generator().manual_seed(3)).double()
     model = network.fold(data.whitening, -5.0, species=("Si",), basis=data.basis, info={})
     row = 3
     inputs = torch.as_tensor(data.whitening.inputs(tables[row][0]))[None]
@@ -212,13 +221,6 @@ def test_training_reduces_errors_and_repeats(labels: Labels, tables) -> None:
     ]
     assert errors[1].energy < 0.5 * errors[0].energy
     assert errors[1].n_rows == 20
-
-
-def test_pretraining_is_a_start(labels: Labels, tables) -> None:
-    data = prepare(labels, SPLIT, tables=tables, pretraining=labels, pretraining_tables=tables)
-    cold = train(prepare(labels, SPLIT, tables=tables), FAST)
-    warm = train(data, FAST)
-    assert warm.history[0, 2] < 0.5 * cold.history[0, 2]
 
 
 def test_merged_model_is_the_mean(labels: Labels, tables) -> None:

@@ -1,0 +1,193 @@
+"""Measure a silicon potential: diamond, its phonons, the known crystals, holes.
+
+    OMP_NUM_THREADS=1 python benchmarks/quality_potential.py [MODEL] [--largest 24] [--random 200]
+
+Prints a Markdown table and writes benchmarks/results/quality_potential.json. PBE values are of GPAW at dense k, see
+maise_bridge/models/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.calculator import Calculator, CalculatorError
+from ase.eos import EquationOfState
+from ase.units import GPa
+from phonopy import Phonopy
+from phonopy.structure.atoms import PhonopyAtoms
+from pyxtal import pyxtal
+
+from ase_hvae.data import load_known
+from ase_hvae.errors import AseHvaeError
+from ase_hvae.relax import relax
+from maise_bridge import MaiseCalculator
+from maise_bridge.calculator import find_model
+
+ROOT = Path(__file__).parents[1]
+PBE = {"lattice_constant": 5.47, "bulk_modulus": 89.0, "gamma_optical": 15.1}
+
+
+def diamond_numbers(calc: Calculator) -> tuple[dict[str, float], float]:
+    """Lattice constant (Å), bulk modulus (GPa) and phonons (THz) of diamond, and its energy per atom (eV)."""
+    found = relax(bulk("Si", a=5.47), calc, fmax=1e-4)
+    volumes, energies = [], []
+    for strain in np.linspace(-0.015, 0.015, 7):
+        atoms = found.atoms.copy()
+        atoms.set_cell(atoms.cell * (1 + strain), scale_atoms=True)
+        atoms.calc = calc
+        volumes.append(atoms.get_volume())
+        energies.append(atoms.get_potential_energy())
+    modulus = EquationOfState(volumes, energies, eos="birchmurnaghan").fit(warn=False)[2]
+    gamma, lowest = phonon_numbers(found.atoms, calc)
+    numbers = {
+        "lattice_constant": float((4 * found.atoms.get_volume()) ** (1 / 3)),
+        "bulk_modulus": float(modulus / GPa),
+        "gamma_optical": gamma,
+        "lowest_frequency": lowest,
+    }
+    return numbers, found.energy / 2
+
+
+def phonon_numbers(atoms: Atoms, calc: Calculator, *, repeat: int = 3) -> tuple[float, float]:
+    """Highest frequency at Gamma and lowest one on a mesh; THz."""
+    unit = PhonopyAtoms(symbols=atoms.get_chemical_symbols(), cell=atoms.cell.array, positions=atoms.positions)
+    phonon = Phonopy(unit, supercell_matrix=np.diag([repeat] * 3) @ [[-1, 1, 1], [1, -1, 1], [1, 1, -1]])
+    phonon.generate_displacements(distance=0.01)
+    forces = []
+    for supercell in phonon.supercells_with_displacements:
+        moved = Atoms(supercell.symbols, cell=supercell.cell, scaled_positions=supercell.scaled_positions, pbc=True)
+        moved.calc = calc
+        forces.append(moved.get_forces())
+    phonon.forces = np.array(forces)
+    phonon.produce_force_constants()
+    phonon.symmetrize_force_constants()
+    phonon.run_mesh([12] * 3, is_gamma_center=True)
+    phonon.run_qpoints([[0, 0, 0]])
+    return float(phonon.qpoints.frequencies.max()), float(phonon.mesh.frequencies.min())
+
+
+def known_numbers(calc: Calculator, diamond: float, largest: int) -> list[dict[str, Any]]:
+    """Energy above diamond (eV/atom) of the known crystals after relaxation, lowest first."""
+    rows = []
+    for atoms in load_known("Si"):
+        if len(atoms) > largest:
+            continue
+        row: dict[str, Any] = {"name": atoms.info["name"], "n_atoms": len(atoms)}
+        try:
+            found = relax(atoms, calc, fmax=0.01, max_steps=400)
+            row |= {
+                "energy_above": found.energy / len(atoms) - diamond,
+                "volume_change": found.atoms.get_volume() / atoms.get_volume() - 1,
+                "converged": bool(found.converged),
+            }
+        except (AseHvaeError, CalculatorError) as error:
+            row |= {"energy_above": float("nan"), "failure": str(error)}
+        rows.append(row)
+    return sorted(rows, key=lambda row: row["energy_above"])
+
+
+def random_crystal(rng: np.random.Generator) -> Atoms:
+    """Random symmetric crystal of 1-12 atoms, rattled, from dense (10 Å3 an atom) to dilute (45)."""
+    while True:
+        try:
+            crystal = pyxtal()
+            crystal.from_random(
+                3, int(rng.integers(1, 231)), ["Si"], [int(rng.integers(1, 13))], random_state=int(rng.integers(2**31))
+            )
+            if crystal.valid:
+                atoms = crystal.to_ase()
+                break
+        except Exception:  # pyxtal raises many kinds for impossible requests
+            continue
+    if len(atoms) > 24:
+        return random_crystal(rng)
+    atoms = Atoms(atoms.numbers, cell=atoms.cell, scaled_positions=atoms.get_scaled_positions(), pbc=True)
+    scale = (np.exp(rng.uniform(np.log(10), np.log(45))) * len(atoms) / atoms.get_volume()) ** (1 / 3)
+    atoms.set_cell(atoms.cell * scale, scale_atoms=True)
+    atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+    return atoms
+
+
+def random_numbers(calc: Calculator, diamond: float, count: int, seed: int) -> dict[str, Any]:
+    """Relax random crystals: how many end below diamond or leave physical bounds."""
+    energies, failures, below = [], [], []
+    for number in range(count):
+        atoms = random_crystal(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,))))
+        try:
+            found = relax(atoms, calc, fmax=0.05, max_steps=300)
+        except (AseHvaeError, CalculatorError) as error:
+            failures.append(f"{number}: {error}")
+            continue
+        above = found.energy / len(atoms) - diamond
+        energies.append(above)
+        if above < -2e-3:
+            below.append({"number": number, "energy_above": above, "n_atoms": len(atoms)})
+    return {
+        "n": count,
+        "seed": seed,
+        "n_failed": len(failures),
+        "failures": failures[:10],
+        "below_diamond": below,
+        "lowest": float(min(energies)) if energies else None,
+        "within_0.3": int(np.sum(np.array(energies) < 0.3)),
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Table of the numbers."""
+    lines = ["| quantity | model | PBE |", "|---|---|---|"]
+    for name, value in result["diamond"].items():
+        lines.append(f"| diamond {name.replace('_', ' ')} | {value:.3f} | {PBE.get(name, '')} |")
+    lines += ["", "| crystal | atoms | meV/atom above diamond | volume change |", "|---|---|---|---|"]
+    for row in result["known"]:
+        change = f"{100 * row['volume_change']:+.1f} %" if "volume_change" in row else row["failure"]
+        lines.append(f"| {row['name']} | {row['n_atoms']} | {1e3 * row['energy_above']:.0f} | {change} |")
+    holes = result["random"]
+    lines += [
+        "",
+        f"{holes['n']} random crystals relaxed: {len(holes['below_diamond'])} end below diamond, "
+        f"{holes['n_failed']} leave physical bounds, {holes['within_0.3']} end within 0.3 eV/atom.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="silicon")
+    parser.add_argument("--largest", type=int, default=24, help="atoms of the largest known crystal to relax")
+    parser.add_argument("--random", type=int, default=200, help="random crystals to relax")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "quality_potential.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", module="pyxtal|pymatgen|ase.eos")
+    path = find_model(options.model)
+    calc = MaiseCalculator(path)
+    numbers, energy = diamond_numbers(calc)
+    sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = {
+        "model": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "git": sha.stdout.strip(),
+        "diamond": numbers,
+        "diamond_energy": energy,
+        "known": known_numbers(calc, energy, options.largest),
+        "random": random_numbers(calc, energy, options.random, options.seed),
+    }
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    main()
