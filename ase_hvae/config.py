@@ -45,7 +45,7 @@ class RunConfig:
     """What the run is about and how large it is."""
 
     seed: int = option(0, "seed of every random number of the run", minimum=0)
-    n: int = option(80, "number of candidates to relax", minimum=1)
+    n: int = option(100, "number of candidates to relax", minimum=1)
     model: str | None = option(None, "HVAE weights (.safetensors); default: the shipped silicon weights")
     known: str | None = option(None, "file or folder of known crystals; default: the shipped table of the element")
     calculator: str = option(
@@ -69,7 +69,7 @@ class ReconstructConfig:
     """From a replica to crystals."""
 
     natoms: str = option("1-8", "atoms in the primitive cell, as 2, 1-8 or 2,4,8")
-    n_proposals: int = option(600, "proposed crystals per replica", minimum=1)
+    n_proposals: int = option(1500, "proposed crystals per replica", minimum=1)
     n_steered: int = option(32, "proposals steered per replica after screening", minimum=1)
     per_replica: int = option(3, "most candidates kept per replica", minimum=1)
     pearson_threshold: float = option(0.13, "largest Pearson distance to the replica", above=0.0, maximum=2.0)
@@ -90,7 +90,7 @@ class RelaxConfig:
     """Relaxation of positions and cell."""
 
     fmax: float = option(0.01, "largest force at convergence", unit="eV/Å", above=0.0)
-    max_steps: int = option(400, "most optimizer steps", minimum=1)
+    max_steps: int = option(500, "most optimizer steps", minimum=1)
     optimizer: str = option("FIRE", "ASE optimizer", choices=("FIRE", "LBFGS"))
     pressure: float = option(0.0, "hydrostatic pressure", unit="GPa")
 

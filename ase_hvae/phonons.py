@@ -6,6 +6,9 @@ The only importer of phonopy.
 from __future__ import annotations
 
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,8 +207,9 @@ def _displace(crystal: Atoms, supercell_matrix: np.ndarray, displacement: float)
     )
     if supercell_matrix.shape != (3, 3) or np.linalg.det(supercell_matrix) < 0.5:
         raise ValueError(f"supercell_matrix must hold three right-handed integer rows, not {supercell_matrix.tolist()}")
-    phonon = Phonopy(unitcell, supercell_matrix=supercell_matrix.T, primitive_matrix="P")
-    phonon.generate_displacements(distance=displacement)
+    with _logged_warnings():
+        phonon = Phonopy(unitcell, supercell_matrix=supercell_matrix.T, primitive_matrix="P")
+        phonon.generate_displacements(distance=displacement)
     return phonon
 
 
@@ -233,8 +237,9 @@ def _forces(cell: PhonopyAtoms, calc: BaseCalculator) -> np.ndarray:
 def _solve(phonon: Phonopy, mesh_length: float) -> Any:
     """Force constants and frequencies on the mesh; whatever the libraries raise becomes a PhononError."""
     try:
-        phonon.produce_force_constants(fc_calculator="symfc", calculate_full_force_constants=False)
-        return phonon.run_mesh(mesh_length, is_gamma_center=True)
+        with _logged_warnings():
+            phonon.produce_force_constants(fc_calculator="symfc", calculate_full_force_constants=False)
+            return phonon.run_mesh(mesh_length, is_gamma_center=True)
     except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
         raise PhononError(f"no force constants for {phonon.unitcell.formula}: {error}") from error
 
@@ -281,3 +286,13 @@ def _most_compact(forms: np.ndarray, cell: np.ndarray) -> np.ndarray:
             rows = np.round(operation @ form).astype(int)
             best, best_score = rows, score
     return best if np.linalg.det(best @ cell) > 0 else -best
+
+
+@contextmanager
+def _logged_warnings() -> Iterator[None]:
+    """Send phonopy's warnings (a generalized mesh, a supercell of lower symmetry) to the log; results stay valid."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        logger.info("phonopy: %s", " ".join(str(warning.message).split()))

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from ase import Atoms, units
@@ -130,3 +132,9 @@ def test_non_finite_forces_fail_the_calculation():
 
     with pytest.raises(CalculationFailed, match="non-finite forces for the supercell"):
         phonons.compute(bulk("Cu", "fcc", a=3.59), Broken(), min_length=5)
+
+
+def test_warnings_of_phonopy_go_to_the_log(caplog):
+    with caplog.at_level("INFO", logger="ase_hvae"), phonons._logged_warnings():
+        warnings.warn("mesh is\n generalized", stacklevel=1)
+    assert caplog.messages == ["phonopy: mesh is generalized"]
