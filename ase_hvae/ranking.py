@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from ase_hvae.candidate import Candidate
 
 HEADER = (
-    "rank", "id", "dE meV/atom", "space group before", "after", "atoms", "g/cm3", "r replica", "r known", "known", "phonons",
+    "rank", "id", "dE meV/atom", "space group before", "after", "atoms", "g/cm3", "r replica", "r known", "known",
+    "phonons",
 )  # fmt: skip
 
 
