@@ -15,7 +15,8 @@ def main() -> None:
 
     ranked = generate(seed=1, n=4, natoms="2-6", n_phonons=1, workers=1, out="example_run", overwrite=True)
     for candidate in ranked:
-        print(f"{1000 * candidate.energy_above:7.1f} meV/atom  {candidate.symbol:8s} {candidate.known}", candidate.verdict)
+        above = 1000 * candidate.energy_above
+        print(f"{above:7.1f} meV/atom  {candidate.symbol:8s} {candidate.known}, {candidate.verdict}")
 
     print("rows in the database:", connect("example_run/candidates.db").count())
 
