@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -101,7 +102,16 @@ def _clean_start() -> Iterator[None]:
 
 def _start(make: Callable[[], Any]) -> None:
     global _state
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _state = make()
+
+
+def _end_with_parent() -> None:
+    """Leave no worker behind when the main process is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(task: str, argument: Any) -> Any:

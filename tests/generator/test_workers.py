@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -61,6 +62,26 @@ def test_a_script_without_main_guard_runs_once(tmp_path):
     result = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.count("script") == 1
     assert result.stdout.strip().endswith("[3]")
+
+
+def test_workers_end_when_the_main_process_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import functools, pathlib, time\n"
+        "from ase_hvae.workers import Workers\n"
+        "with Workers(functools.partial(pathlib.Path, '/proc/self/stat'), 2) as workers:\n"
+        "    print(*{text.split()[0] for text in workers.map('read_text', ['utf-8'] * 8)}, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        numbers = process.stdout.readline().split()
+        process.kill()
+    assert numbers
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{number}") for number in numbers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(os.path.exists(f"/proc/{number}") for number in numbers)
 
 
 def test_count_workers():
