@@ -99,7 +99,7 @@ class RelaxConfig:
 class PhononConfig:
     """Dynamical stability of the best candidates."""
 
-    n_phonons: int = option(20, "lowest candidates checked for phonon stability", minimum=0)
+    n_phonons: int = option(30, "lowest candidates checked for phonon stability", minimum=0)
     phonon_window: float = option(300.0, "check only candidates this far above the reference", unit="meV/atom")
     min_length: float = option(10.0, "shortest supercell length", unit="Å", above=0.0)
     displacement: float = option(0.01, "displacement of atoms", unit="Å", above=0.0)
