@@ -109,11 +109,11 @@ class RunFolder:
             raise RunFolderError("resume and overwrite exclude each other; give one of them")
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file; name a folder for the run")
-        self.holds_run = self.config.exists() or self.database.exists()
-        if self.holds_run and not (resume or overwrite):
+        found = [path.name for path in self._contents() if path.exists()]
+        if found and not (resume or overwrite):
             raise RunFolderError(
-                f"{self.path} holds a run already; add --resume to go on with it, --overwrite to replace it, "
-                "or choose another folder with --out"
+                f"{self.path} holds a run already ({', '.join(found)}); add --resume to go on with it, --overwrite to "
+                "replace it, or choose another folder with --out"
             )
         if resume and not self.config.exists():
             raise RunFolderError(f"{self.path} holds no run to resume (no {self.config.name}); leave --resume out")
@@ -133,11 +133,18 @@ class RunFolder:
         """File of log messages."""
         return self.path / "log.txt"
 
+    def _contents(self) -> list[Path]:
+        """All that a run writes."""
+        names = ("summary.json", "replicas.json", "structures")
+        return [self.database, self.config, self.log, *(self.path / name for name in names)]
+
     def clear(self) -> None:
         """Remove what an earlier run left, and nothing else; make the folder."""
-        for file in (self.database, self.config, self.log, self.path / "summary.json", self.path / "replicas.json"):
-            file.unlink(missing_ok=True)
-        shutil.rmtree(self.path / "structures", ignore_errors=True)
+        for path in self._contents():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

@@ -111,7 +111,7 @@ def test_a_run_is_never_overwritten_unasked(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.clear()
     folder.config.write_text("")
-    with pytest.raises(RunFolderError, match="holds a run already; add --resume"):
+    with pytest.raises(RunFolderError, match=r"holds a run already \(config.toml\); add --resume"):
         RunFolder(tmp_path / "run")
     with pytest.raises(RunFolderError, match="exclude each other"):
         RunFolder(tmp_path / "run", resume=True, overwrite=True)
@@ -119,6 +119,13 @@ def test_a_run_is_never_overwritten_unasked(tmp_path):
         RunFolder(tmp_path / "other", resume=True)
     with pytest.raises(RunFolderError, match="is a file"):
         RunFolder(folder.config)
+
+
+def test_files_named_as_a_run_names_them_are_not_overwritten_either(tmp_path):
+    (tmp_path / "structures").mkdir()
+    (tmp_path / "structures" / "mine.cif").touch()
+    with pytest.raises(RunFolderError, match="structures"):
+        RunFolder(tmp_path)
 
 
 def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
