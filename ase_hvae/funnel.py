@@ -6,6 +6,7 @@ Expected failures (`AseHvaeError`, ASE's `CalculatorError`) become part of the c
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +115,7 @@ class Funnel:
 
         The relaxed ones among the candidates come back, from the lowest energy upwards.
         """
-        known, known_rdfs = self.source.known, self.known_rdfs()
+        known, known_rdfs = self.source.known, self.known_rdfs
         relaxed = sorted((c.energy / len(c.atoms), c.index, c) for c in candidates if c.energy is not None)
         ordered = [candidate for _, _, candidate in relaxed]
         originals = compare.find_duplicates([c.atoms for c in ordered], [energy for energy, _, _ in relaxed])
@@ -139,6 +140,7 @@ class Funnel:
             compared.append(candidate.evolve(**changes))
         return compared
 
+    @functools.cached_property
     def known_rdfs(self) -> np.ndarray:
         """g(r) of the known crystals; shape (n_known, n_bins)."""
         return radial_distribution(self.source.known, **dataclasses.asdict(self.source.settings))

@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def _advance(task: str, waiting: list[Candidate], workers: Workers, database: Ca
             advance(1)
 
 
-def _write(database: CandidateDatabase, candidates: Any) -> None:
+def _write(database: CandidateDatabase, candidates: Iterable[Candidate]) -> None:
     for candidate in candidates:
         database.write(candidate)
 

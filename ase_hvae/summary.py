@@ -34,7 +34,7 @@ def summarize(
         "seed": source.config.run.seed,
         "funnel": {"reconstruct": dict(counts), **count(candidates)},
         "reference": asdict(reference),
-        "pearson_null": null_correlation(funnel.known_rdfs()),
+        "pearson_null": null_correlation(funnel.known_rdfs),
         "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
         "calculator": asdict(funnel.record),
         "model": {"path": source.config.run.model or "shipped", "sha256": source.model.card["sha256"]},
