@@ -20,14 +20,6 @@ from ase_hvae.rdf import RDFSettings
 SETTINGS = RDFSettings(rmax=5.0, n_bins=50, sigma=0.1)
 
 
-@pytest.fixture(scope="module")
-def crystals():
-    structures = [bulk("Si", "diamond", 5.43), bulk("Si", "fcc", 3.9), bulk("Si", "bcc", 3.1), bulk("Si", "sc", 2.5)]
-    for name, atoms in zip(["diamond", "fcc", "bcc", "sc"], structures, strict=True):
-        atoms.info["name"] = name
-    return structures
-
-
 def test_features_are_rdf_and_log_volume(crystals):
     dataset = CrystalDataset(crystals, SETTINGS)
     assert dataset.names == ("diamond", "fcc", "bcc", "sc")

@@ -15,12 +15,7 @@ from ase_hvae.hvae.networks import SmoothMLP
 MODES = ["none", "fixed", "free"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def generator(seed=0):

@@ -9,13 +9,7 @@ import torch
 from ase_hvae.errors import ModelError
 from ase_hvae.hvae import HVAE, fit, load_model, save_model
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def generator(seed=0):

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ase.build import bulk
 from ase.io import write
 
 import ase_hvae.data
@@ -32,14 +31,6 @@ QUICK = Recipe(
     rdf=RDFSettings(rmax=5.0, n_bins=50, sigma=0.1),
     augmentation=Augmentation(n_copies=16),
 )
-
-
-@pytest.fixture(scope="module")
-def crystals():
-    structures = [bulk("Si", "diamond", 5.43), bulk("Si", "fcc", 3.9), bulk("Si", "bcc", 3.1), bulk("Si", "sc", 2.5)]
-    for name, atoms in zip(["diamond", "fcc", "bcc", "sc"], structures, strict=True):
-        atoms.info["name"] = name
-    return structures
 
 
 @pytest.fixture(scope="module")
