@@ -9,14 +9,30 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
+    "GuptaModel": "maise_bridge.gupta",
+    "GuptaPotential": "maise_bridge.gupta",
+    "Maise": "maise_bridge.executable",
     "MaiseCalculator": "maise_bridge.calculator",
     "MaiseModel": "maise_bridge.model_file",
     "MaisePotential": "maise_bridge.potential",
+    "MaiseProfile": "maise_bridge.executable",
+    "MaiseTemplate": "maise_bridge.executable",
     "read_model": "maise_bridge.model_file",
     "write_model": "maise_bridge.model_file",
 }
 
-__all__ = ["MaiseCalculator", "MaiseModel", "MaisePotential", "read_model", "write_model"]
+__all__ = [
+    "GuptaModel",
+    "GuptaPotential",
+    "Maise",
+    "MaiseCalculator",
+    "MaiseModel",
+    "MaisePotential",
+    "MaiseProfile",
+    "MaiseTemplate",
+    "read_model",
+    "write_model",
+]
 
 
 def __getattr__(name: str) -> Any:
