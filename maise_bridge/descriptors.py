@@ -9,16 +9,15 @@ triplets t, with q the product of the three cutoff functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from ase import Atoms
-from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor
 
 from maise_bridge.basis import Basis
+from maise_bridge.inputs import input_blocks
 from maise_bridge.neighbors import NeighborList
 
 _FAR = 1e6  # squared length of the bond that pads rows: farther than any cutoff
@@ -125,7 +124,7 @@ class SymmetryFunctions:
         self.cutoff = basis.cutoff
         self.n_inputs = basis.n_inputs(n_species)
         self.device, self.dtype = torch.device(device), dtype
-        self.blocks = tuple(_input_blocks(n_species, len(basis.radial), len(basis.angular)))
+        self.blocks = tuple(input_blocks(n_species, len(basis.radial), len(basis.angular)))
         self.radial = self._tensor(basis.radial)
         etas, eta_of = np.unique(basis.angular[:, 0], return_inverse=True)
         self._zetas, zeta_of = np.unique(basis.angular[:, 1], return_inverse=True)
@@ -298,29 +297,6 @@ class SymmetryFunctions:
             scalar = torch.addcmul(lengths, weights, side.slopes).mul_(2.0).sub_(turns / side.squares)
             vectors = torch.baddbmm(scalar[:, :, None] * side.vectors, mixed, other.vectors)
             bond_gradient.index_add_(0, side.index, vectors.view(-1, 3))
-
-
-def species_indices(structures: Sequence[Atoms], species: Sequence[str]) -> np.ndarray:
-    """Place in `species` of every atom of some structures, (n_atoms,). Raises ValueError naming what is missing."""
-    place = np.full(len(atomic_numbers), -1)
-    place[[atomic_numbers[symbol] for symbol in species]] = np.arange(len(species))
-    numbers = np.concatenate([atoms.numbers for atoms in structures])
-    found = place[numbers]
-    if np.any(found < 0):
-        missing = sorted({chemical_symbols[number] for number in numbers[found < 0]})
-        raise ValueError(f"structure has {', '.join(missing)}; the model covers {', '.join(species)}")
-    return found
-
-
-def _input_blocks(n_species: int, n_radial: int, n_angular: int) -> Iterator[tuple[tuple[int, ...], slice]]:
-    """Classes of the one or two neighbours of each block of inputs, in MAISE's order, with its columns."""
-    order: list[tuple[int, ...]] = [(0,), (0, 0), (1,), (0, 1), (1, 1), (2,), (0, 2), (2, 2), (1, 2)]
-    column = 0
-    for classes in order:
-        if max(classes) < n_species:
-            width = n_radial if len(classes) == 1 else n_angular
-            yield classes, slice(column, column + width)
-            column += width
 
 
 def _cutoff_function(squares: Tensor, cutoff: float, out: Tensor) -> None:

@@ -14,8 +14,8 @@ from scipy.spatial.distance import cdist
 
 from maise_bridge.basis import Basis
 from maise_bridge.descriptors import SymmetryFunctions
+from maise_bridge.inputs import species_indices
 from maise_bridge.neighbors import neighbor_list
-from maise_bridge.tables import species_indices
 
 _PARENT = re.compile(r"(?:ev|rattle|strain|dimer)_(?:lit:|mp:|aflow:)?(.+)")
 

@@ -1,22 +1,26 @@
-"""Periodic neighbour lists of a batch of structures, in one flat table of bonds."""
+"""Periodic neighbour lists of a batch of structures: bonds, stored once, and the triangles they form."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import vesin
 from ase import Atoms
 
-_MOST_CANDIDATES = 300_000  # distances a direct search may compute before vesin's cell list takes over
+from maise_bridge import kernels
+
+_MOST_CANDIDATES = 10_000_000  # distances a direct search may compute before vesin's cell list takes over
 
 
 @dataclass(frozen=True, eq=False)
-class NeighborList:
-    """Every bond i -> j + shift shorter than the cutoff, both directions, images of i itself included.
+class Topology:
+    """Which atoms are bonded, each bond once: from the lower to the higher of two atom images.
 
-    Bonds are sorted by `centre`; atoms of all structures are numbered through, structure after structure.
+    Images are ordered by lattice translation, then by number. Bonds are sorted by `centre`, then by the image that they
+    lead to. Atoms of all structures are numbered through, structure after structure.
 
     Attributes
     ----------
@@ -25,37 +29,114 @@ class NeighborList:
     centre, neighbour : ndarray, shape (n_bonds,)
         Atoms i and j of each bond.
     shift : ndarray, shape (n_bonds, 3)
-        Lattice translation of j in units of the cell vectors (whole numbers, as floats).
-    vectors : ndarray, shape (n_bonds, 3)
-        x_j + shift @ cell - x_i; Å.
-    cutoff : float
-        Longest bond searched for; Å.
+        Lattice translation of j in units of the cell vectors, integers.
     """
 
     structure: np.ndarray
     centre: np.ndarray
     neighbour: np.ndarray
     shift: np.ndarray
-    vectors: np.ndarray
+
+    @cached_property
+    def triangles(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Triangles of bonds ij, ik and jk: `starts` (n_bonds + 1,) of those of each ij, their `ik` and `jk`."""
+        first, keys, offsets = self._order
+        starts = np.empty(len(self.centre) + 1, dtype=np.int64)
+        room = 16 + int(0.4 * len(keys) ** 2 / len(self.structure))  # a bit more than crystals usually have
+        while True:
+            second, third = np.empty((2, room), dtype=np.int32)
+            n_found = kernels.find_triangles(first, self.neighbour, keys, offsets, second, third, starts)
+            if n_found <= room:
+                return starts, second[:n_found].copy(), third[:n_found].copy()
+            room = n_found
+
+    @cached_property
+    def _order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """First bond of each atom (n_atoms + 1,); keys and offsets (n_bonds,) for :func:`kernels.find_triangles`."""
+        n_atoms = len(self.structure)
+        first = np.searchsorted(self.centre, np.arange(n_atoms + 1))
+        offsets = _translation_keys(self.shift) * n_atoms
+        return first, offsets + self.neighbour, offsets
+
+    @cached_property
+    def both_ways(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Centre, neighbour and shift (as floats) of every bond in both directions, sorted by centre."""
+        centre = np.concatenate([self.centre, self.neighbour])
+        order = np.argsort(centre, kind="stable")
+        neighbour = np.concatenate([self.neighbour, self.centre])[order]
+        return centre[order], neighbour, np.concatenate([self.shift, -self.shift])[order].astype(float)
+
+
+@dataclass(frozen=True, eq=False)
+class NeighborList:
+    """Bonds i -> j + shift of some structures shorter than a cutoff, images of i itself included.
+
+    The attributes `centre`, `neighbour`, `shift` and `vectors` list every bond in both directions, sorted by centre.
+
+    Attributes
+    ----------
+    topology : Topology
+        The bonds, each once.
+    positions : ndarray, shape (n_atoms, 3)
+        Å.
+    cells : ndarray, shape (n_structures, 3, 3)
+        Å.
+    cutoff : float
+        Longest bond searched for; Å.
+    """
+
+    topology: Topology
+    positions: np.ndarray
+    cells: np.ndarray
     cutoff: float
 
     @property
     def n_atoms(self) -> int:
         """Atoms in the whole batch."""
-        return len(self.structure)
+        return len(self.positions)
+
+    @property
+    def structure(self) -> np.ndarray:
+        """Number of the structure an atom belongs to, (n_atoms,)."""
+        return self.topology.structure
+
+    @property
+    def centre(self) -> np.ndarray:
+        """Atom i of each bond, (n_bonds,)."""
+        return self.topology.both_ways[0]
+
+    @property
+    def neighbour(self) -> np.ndarray:
+        """Atom j of each bond, (n_bonds,)."""
+        return self.topology.both_ways[1]
+
+    @property
+    def shift(self) -> np.ndarray:
+        """Lattice translation of j in units of the cell vectors (whole numbers, as floats), (n_bonds, 3)."""
+        return self.topology.both_ways[2]
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """x_j + shift @ cell - x_i, (n_bonds, 3); Å."""
+        centre, neighbour, shift = self.topology.both_ways
+        vectors = self.positions.take(neighbour, axis=0)
+        vectors -= self.positions.take(centre, axis=0)
+        vectors += np.einsum("bi,bij->bj", shift, self.cells[self.structure[centre]])
+        return vectors
+
+    @cached_property
+    def measured(self) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors (n, 3) and squared lengths (n,) of the n bonds of `topology`; Å, Å²."""
+        bonds = self.topology
+        vectors, squares = np.empty((len(bonds.centre), 3)), np.empty(len(bonds.centre))
+        kernels.bond_vectors(
+            self.positions, self.cells, bonds.structure, bonds.centre, bonds.neighbour, bonds.shift, vectors, squares
+        )
+        return vectors, squares
 
     def moved(self, positions: np.ndarray, cells: np.ndarray) -> NeighborList:
-        """Return the same bonds with the vectors of new positions (n_atoms, 3) and cells (n_structures, 3, 3)."""
-        return replace(self, vectors=self._vectors(positions, cells))
-
-    def _vectors(self, positions: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        vectors = positions.take(self.neighbour, axis=0)
-        vectors -= positions.take(self.centre, axis=0)
-        if len(cells) == 1:
-            vectors += self.shift @ cells[0]
-        else:
-            vectors += np.einsum("bi,bij->bj", self.shift, cells[self.structure[self.centre]])
-        return vectors
+        """Return the same bonds for new positions (n_atoms, 3) and cells (n_structures, 3, 3)."""
+        return replace(self, positions=positions, cells=cells)
 
 
 def neighbor_list(structures: Sequence[Atoms], cutoff: float) -> NeighborList:
@@ -75,20 +156,23 @@ def neighbor_list(structures: Sequence[Atoms], cutoff: float) -> NeighborList:
     Raises
     ------
     ValueError
-        If a position or cell is not finite, or a periodic cell vector is missing.
+        If a structure is empty, a position or cell is not finite, or a periodic cell vector is missing.
     """
-    sizes = [len(atoms) for atoms in structures]
-    parts = [_bonds(atoms, cutoff, f"structure {number}") for number, atoms in enumerate(structures)]
-    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
-    bonds = NeighborList(
-        structure=np.repeat(np.arange(len(sizes)), sizes),
-        centre=np.concatenate([part[0] + offset for part, offset in zip(parts, offsets, strict=True)]),
-        neighbour=np.concatenate([part[1] + offset for part, offset in zip(parts, offsets, strict=True)]),
-        shift=np.concatenate([part[2] for part in parts]),
-        vectors=np.empty((0, 3)),
-        cutoff=cutoff,
-    )
-    return bonds.moved(*geometry(structures))
+    cells = np.array([_checked_cell(atoms, f"structure {number}") for number, atoms in enumerate(structures)])
+    positions, given_cells = geometry(structures)
+    sizes = np.array([len(atoms) for atoms in structures])
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    structure = np.repeat(np.arange(len(sizes)), sizes)
+    reach = _reach(structures, positions, cells, first, cutoff)
+    large = sizes.astype(float) ** 2 * np.prod(2.0 * reach + 1, axis=1) > _MOST_CANDIDATES
+    reach[large] = -1  # no image at all
+    parts = [_direct_search(positions, first, cells, reach, cutoff)]
+    parts += [_cell_search(structures[s], cells[s], first[s], cutoff) for s in np.flatnonzero(large).tolist()]
+    centre, neighbour, shift = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if large.any():
+        order = np.argsort(centre, kind="stable")
+        centre, neighbour, shift = centre[order], neighbour[order], shift[order]
+    return NeighborList(Topology(structure, centre, neighbour, shift), positions, given_cells, cutoff)
 
 
 class NeighborListCache:
@@ -148,34 +232,18 @@ def geometry(structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
     return positions, np.array([atoms.cell.array for atoms in structures])
 
 
-def _bonds(atoms: Atoms, cutoff: float, label: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _checked_cell(atoms: Atoms, label: str) -> np.ndarray:
+    """Cell of a structure, with vectors that span space where it is not periodic."""
     cell, pbc = atoms.cell.array, atoms.pbc
     if len(atoms) == 0:
         raise ValueError(f"{label} has no atoms")
     if not (np.isfinite(atoms.positions).all() and np.isfinite(cell).all()):
         raise ValueError(f"{label} ({atoms.get_chemical_formula()}) has a position or cell that is not finite")
-    cell = _completed(cell, pbc, label)
-    inverse = np.linalg.inv(cell)
-    scaled = atoms.positions @ inverse
-    extent = cutoff * np.linalg.norm(inverse, axis=0)  # of the cutoff sphere, in cell vectors
-    reach = np.where(pbc, np.floor(extent + np.ptp(scaled, axis=0)), 0).astype(int)
-    candidates = len(atoms) ** 2 * float(np.prod(2.0 * reach + 1))
-    if candidates <= _MOST_CANDIDATES:
-        return _direct_search(atoms.positions, cell, reach, cutoff)
-    found = vesin.NeighborList(cutoff=cutoff, full_list=True).compute(
-        points=atoms.positions, box=cell, periodic=pbc, quantities="ijS"
-    )
-    order = np.argsort(found[0], kind="stable")
-    return found[0].astype(np.int64)[order], found[1].astype(np.int64)[order], found[2].astype(float)[order]
-
-
-def _completed(cell: np.ndarray, pbc: np.ndarray, label: str) -> np.ndarray:
-    """Replace cell vectors of directions without periodicity, so that they span space."""
+    if not pbc.any():
+        return np.eye(3)
     lengths = np.linalg.norm(cell, axis=1)
     if np.any(pbc & (lengths < 1e-8)):
         raise ValueError(f"{label} is periodic along a cell vector of length zero; set the cell or pbc=False")
-    if not pbc.any():
-        return np.eye(3)
     if not pbc.all():
         _, _, axes = np.linalg.svd(cell[pbc])
         cell = cell.copy()
@@ -185,19 +253,47 @@ def _completed(cell: np.ndarray, pbc: np.ndarray, label: str) -> np.ndarray:
     return cell
 
 
+def _reach(
+    structures: Sequence[Atoms], positions: np.ndarray, cells: np.ndarray, first: np.ndarray, cutoff: float
+) -> np.ndarray:
+    """Largest lattice translations that a bond can have, (n_structures, 3)."""
+    inverse = np.linalg.inv(cells)
+    scaled = np.einsum("ni,nij->nj", positions, np.repeat(inverse, np.diff(first), axis=0))
+    spread = np.maximum.reduceat(scaled, first[:-1]) - np.minimum.reduceat(scaled, first[:-1])
+    extent = cutoff * np.linalg.norm(inverse, axis=1)  # of the cutoff sphere, in cell vectors
+    pbc = np.array([atoms.pbc for atoms in structures])
+    return np.where(pbc, np.floor(extent + spread), 0).astype(np.int64)
+
+
 def _direct_search(
-    positions: np.ndarray, cell: np.ndarray, reach: np.ndarray, cutoff: float
+    positions: np.ndarray, first: np.ndarray, cells: np.ndarray, reach: np.ndarray, cutoff: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    axes = [np.arange(-n, n + 1.0) for n in reach]
-    shifts = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    images = (positions[:, None, :] + shifts @ cell).reshape(-1, 3)  # atom-major
-    squares = np.zeros((len(positions), len(images)))
-    for axis in range(3):
-        difference = images[:, axis] - positions[:, axis, None]
-        squares += np.multiply(difference, difference, out=difference)
-    near = squares < cutoff * cutoff
-    itself = np.arange(len(positions))
-    near[itself, itself * len(shifts) + len(shifts) // 2] = False
-    found = np.flatnonzero(near)
-    centre, image = found // len(images), found % len(images)
-    return centre, image // len(shifts), shifts[image % len(shifts)]
+    """Centre, neighbour and shift of the bonds of small structures."""
+    room = 0
+    while True:
+        centre, neighbour = np.empty((2, room), dtype=np.int64)
+        shift = np.empty((room, 3), dtype=np.int64)
+        n_found = kernels.find_bonds(positions, first, cells, reach, cutoff * cutoff, centre, neighbour, shift)
+        if n_found == room:
+            return centre, neighbour, shift
+        room = n_found
+
+
+def _cell_search(
+    atoms: Atoms, cell: np.ndarray, first: int, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centre, neighbour and shift of the bonds of one large structure."""
+    finder = vesin.NeighborList(cutoff=cutoff, full_list=True)
+    found = finder.compute(points=atoms.positions, box=cell, periodic=atoms.pbc, quantities="ijS")
+    centre, neighbour, shift = (np.asarray(array).astype(np.int64) for array in found)
+    keys = _translation_keys(shift)
+    upper = (keys > 0) | ((keys == 0) & (neighbour > centre))
+    centre, neighbour, shift, keys = centre[upper], neighbour[upper], shift[upper], keys[upper]
+    order = np.lexsort((neighbour, keys, centre))
+    return first + centre[order], first + neighbour[order], shift[order]
+
+
+def _translation_keys(shift: np.ndarray) -> np.ndarray:
+    """Numbers (n,) in the lexical order of translations (n, 3), which add up as the translations do."""
+    base = 4 * int(np.abs(shift).max(initial=0)) + 3
+    return (shift[:, 0] * base + shift[:, 1]) * base + shift[:, 2]

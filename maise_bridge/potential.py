@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from ase import Atoms
-from torch import Tensor
 
-from maise_bridge.descriptors import Bonds, SymmetryFunctions, species_indices
+from maise_bridge import kernels
+from maise_bridge.compiled import CompiledNetwork
+from maise_bridge.inputs import species_indices
 from maise_bridge.model_file import MaiseModel, read_model
 from maise_bridge.neighbors import NeighborList, neighbor_list
 from maise_bridge.repulsion import PREFACTOR, core_ranges, pair_repulsion
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +54,10 @@ class Evaluation:
 
 
 class MaisePotential:
-    """A MAISE neural network, evaluated natively in float64.
+    """A MAISE neural network, evaluated natively.
+
+    On the CPU in float64 everything runs compiled in one thread; other devices and precisions, and bases that MAISE's
+    models do not use, are served by torch.
 
     Parameters
     ----------
@@ -58,8 +65,9 @@ class MaisePotential:
         As read by :func:`maise_bridge.read_model`.
     core_repulsion : bool or float
         True: MAISE's short-range repulsion with its default of 100 eV; a number: another prefactor (eV); False: none.
-    device, dtype : torch.device or str, torch.dtype
-        Where and in which precision to compute; float32 is for screening only.
+    device, dtype : torch.device or str, torch.dtype, optional
+        Where and in which precision torch is to compute the network's part; float32 is for screening only. By default
+        the compiled code is used.
     """
 
     def __init__(
@@ -67,27 +75,27 @@ class MaisePotential:
         model: MaiseModel,
         *,
         core_repulsion: bool | float = True,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float64,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.model = model
         self.species = model.species
-        self.functions = SymmetryFunctions(model.basis, len(model.species), device=device, dtype=dtype)
         self.cutoff = model.basis.cutoff
         self.prefactor = PREFACTOR if core_repulsion is True else float(core_repulsion)
         self._ranges = core_ranges(model.species)
-        tensors = (
-            [torch.as_tensor(array, dtype=dtype, device=device) for array in arrays]
-            for arrays in (model.weights, model.biases, (model.minimum, model.maximum, model.scale))
-        )
-        self._weights, self._biases, (self._minimum, self._maximum, self._scale) = tensors
+        self._network: Network
+        if device is None and dtype is None and kernels.fits(model.basis.angular):
+            self._network = CompiledNetwork(model)
+        else:
+            from maise_bridge.torch_network import TorchNetwork
+
+            self._network = TorchNetwork(model, device=device or "cpu", dtype=dtype)
 
     @classmethod
     def from_file(cls, path: str | Path, *, core_repulsion: bool | float = True) -> MaisePotential:
         """Read a model file. Raises ASE's ReadError naming file and line."""
         return cls(read_model(path), core_repulsion=core_repulsion)
 
-    @torch.inference_mode()
     def evaluate(
         self, structures: Sequence[Atoms], *, neighbors: NeighborList | None = None, forces: bool = True
     ) -> list[Evaluation]:
@@ -117,64 +125,40 @@ class MaisePotential:
         species = species_indices(structures, self.species)
         if neighbors is None:
             neighbors = neighbor_list(structures, self.cutoff)
-        bonds = self.functions.bonds(neighbors, species)
-        slopes = torch.zeros_like(bonds.vectors)
-        energies, extrapolation = self._network(bonds, species, slopes if forces else None)
-        repulsion = self._repulsion(bonds, species, slopes)
-        gradient, virials = _collect(bonds, slopes, len(species), len(structures))
+        energies, extrapolation, gradient, virials = self._network(neighbors, species, forces)
+        repulsion = self._add_repulsion(neighbors, species, gradient, virials)
         return _split(structures, energies, repulsion, -gradient, virials, extrapolation)
 
-    def _network(self, bonds: Bonds, species: np.ndarray, slopes: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
-        energies, extrapolation = np.empty(len(species)), np.empty(len(species))
-        for s in range(len(self.species)):
-            for centres in self.functions.chunks(bonds, np.flatnonzero(species == s)):
-                chunk = self.functions.forward(bonds, centres)
-                values, gradient = self._layers(chunk.descriptors, s)
-                energies[centres] = values.cpu().numpy()
-                outside = torch.maximum(chunk.descriptors - self._maximum[s], self._minimum[s] - chunk.descriptors)
-                extrapolation[centres] = (outside * self._scale[s]).amax(1).clamp_min(0.0).cpu().numpy()
-                if slopes is not None:
-                    self.functions.backward(chunk, gradient, slopes)
-        return energies, extrapolation
-
-    def _layers(self, descriptors: Tensor, s: int) -> tuple[Tensor, Tensor]:
-        """Energies (n,) of atoms of species s and their derivatives by the descriptors (n, n_inputs)."""
-        signal = (descriptors - self._minimum[s]) * self._scale[s]
-        hidden = []
-        for matrix, vector in zip(self._weights[:-1], self._biases[:-1], strict=True):
-            signal = torch.tanh(torch.addmm(vector[s], signal, matrix[s].T))
-            hidden.append(signal)
-        energies = signal @ self._weights[-1][s, 0] + self._biases[-1][s, 0]
-        gradient = self._weights[-1][s].expand(len(signal), -1)
-        for signal, matrix in zip(reversed(hidden), reversed(self._weights[:-1]), strict=True):
-            gradient = (gradient * (1.0 - signal * signal)) @ matrix[s]
-        return energies, gradient * self._scale[s]
-
-    def _repulsion(self, bonds: Bonds, species: np.ndarray, slopes: Tensor) -> np.ndarray:
+    def _add_repulsion(
+        self, neighbors: NeighborList, species: np.ndarray, gradient: np.ndarray, virials: np.ndarray
+    ) -> np.ndarray:
+        """Core repulsion of each atom, (n_atoms,) in eV; its derivatives are added to `gradient` and `virials`."""
         out = np.zeros(len(species))
-        near = (bonds.lengths[:-1] < self._ranges.max()).nonzero()[:, 0]
+        vectors, squares = neighbors.measured
+        near = np.flatnonzero(squares < self._ranges.max() ** 2)
         if self.prefactor == 0.0 or len(near) == 0:
             return out
-        centre, neighbour = bonds.centre[near].cpu().numpy(), bonds.neighbour[near].cpu().numpy()
-        ranges = torch.as_tensor(self._ranges[species[centre], species[neighbour]]).to(bonds.lengths)
-        lengths = bonds.lengths[near]
-        energy, slope = pair_repulsion(lengths, ranges, self.prefactor)
-        np.add.at(out, centre, energy.cpu().numpy())
-        slopes.index_add_(0, near, (slope / lengths)[:, None] * bonds.vectors[near])
+        bonds, lengths = neighbors.topology, np.sqrt(squares[near])
+        centre, neighbour = bonds.centre[near], bonds.neighbour[near]
+        with np.errstate(divide="ignore", invalid="ignore"):  # coincident atoms have no finite energy
+            energy, slope = pair_repulsion(lengths, self._ranges[species[centre], species[neighbour]], self.prefactor)
+            slopes = slope / lengths  # both ends of the bond, and dr/d(r²) = 1 / (2 r)
+        np.add.at(out, centre, energy)
+        np.add.at(out, neighbour, energy)
+        kernels.collect(centre, neighbour, bonds.structure, vectors[near], slopes, gradient, virials)
         return out
 
 
-def _collect(bonds: Bonds, slopes: Tensor, n_atoms: int, n_structures: int) -> tuple[np.ndarray, np.ndarray]:
-    """Derivatives by positions (n_atoms, 3) and strain (n_structures, 3, 3) from those by bonds."""
-    slopes, vectors = slopes[:-1], bonds.vectors[:-1]
-    gradient = slopes.new_zeros((n_atoms, 3))
-    gradient.index_add_(0, bonds.neighbour, slopes).index_add_(0, bonds.centre, slopes, alpha=-1)
-    if n_structures == 1:
-        virials = (slopes.T @ vectors)[None]
-    else:
-        products = (slopes[:, :, None] * vectors[:, None, :]).view(-1, 9)
-        virials = slopes.new_zeros((n_structures, 9)).index_add_(0, bonds.structure, products).view(-1, 3, 3)
-    return gradient.double().cpu().numpy(), virials.double().cpu().numpy()
+class Network(Protocol):
+    """Descriptors and network of a model."""
+
+    def __call__(
+        self, neighbors: NeighborList, species: np.ndarray, forces: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Energy and extrapolation of each atom (n_atoms,), dE/d(positions) (n_atoms, 3), dE/d(strain) (n, 3, 3).
+
+        `species` (n_atoms,) are the places of the atoms' species in the model. Without `forces`, derivatives are zero.
+        """
 
 
 def _split(

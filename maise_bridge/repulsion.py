@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from ase.data import atomic_numbers
-from torch import Tensor
 
 PREFACTOR = 100.0  # eV, MAISE's default (UREP)
 _RADII = {
@@ -41,24 +38,24 @@ def core_ranges(species: Sequence[str]) -> np.ndarray:
     return radii[:, None] + radii
 
 
-def pair_repulsion(lengths: Tensor, ranges: Tensor, prefactor: float) -> tuple[Tensor, Tensor]:
+def pair_repulsion(lengths: np.ndarray, ranges: np.ndarray, prefactor: float) -> tuple[np.ndarray, np.ndarray]:
     """Energy of one end of each bond, U/2 (1 + cos(pi r/R)) R/r below R, and its derivative by r.
 
     Parameters
     ----------
-    lengths, ranges : Tensor, shape (n_bonds,)
+    lengths, ranges : ndarray, shape (n_bonds,)
         r and R; Å.
     prefactor : float
         U; eV.
 
     Returns
     -------
-    energy, slope : Tensor, shape (n_bonds,)
+    energy, slope : ndarray, shape (n_bonds,)
         eV and eV/Å.
     """
-    angle = math.pi * lengths / ranges
+    angle = np.pi * lengths / ranges
     ratio = ranges / lengths
     inside = (lengths < ranges) * prefactor
-    envelope = 0.5 * (1.0 + torch.cos(angle))
-    slope = -(0.5 * math.pi * torch.sin(angle) + envelope * ratio) / lengths
+    envelope = 0.5 * (1.0 + np.cos(angle))
+    slope = -(0.5 * np.pi * np.sin(angle) + envelope * ratio) / lengths
     return envelope * ratio * inside, slope * inside

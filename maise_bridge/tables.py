@@ -10,7 +10,8 @@ from ase import Atoms
 from torch import Tensor
 
 from maise_bridge.basis import Basis
-from maise_bridge.descriptors import Bonds, Side, SymmetryFunctions, species_indices
+from maise_bridge.descriptors import Bonds, Side, SymmetryFunctions
+from maise_bridge.inputs import species_indices
 from maise_bridge.neighbors import neighbor_list
 
 _TRIPLETS_PER_CHUNK = 8_000

@@ -1,16 +1,20 @@
 """Native evaluation: formulas written out, golden numbers, derivatives, invariances."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk, make_supercell
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.neighborlist import neighbor_list as ase_neighbor_list
 
 from maise_bridge import MaiseCalculator, MaisePotential, read_model
+from maise_bridge.basis import parse_basis
+from maise_bridge.descriptors import SymmetryFunctions
 
 DATA = Path(__file__).parents[1] / "data" / "bridge"
 GOLDEN = json.loads((DATA / "golden.json").read_text())["cases"]
@@ -147,14 +151,44 @@ def test_one_atom_cells_have_no_forces():
     np.testing.assert_allclose(result.forces, 0, atol=1e-12)
 
 
-def test_small_chunks_change_nothing(monkeypatch):
-    potential = MaisePotential.from_file(DATA / "mgsi.model")
+def assert_same(found, expected, tolerance):
+    assert found.energy == pytest.approx(expected.energy, abs=tolerance)
+    np.testing.assert_allclose(found.energies, expected.energies, atol=tolerance)
+    np.testing.assert_allclose(found.forces, expected.forces, atol=tolerance)
+    np.testing.assert_allclose(found.virial, expected.virial, atol=tolerance)
+    np.testing.assert_allclose(found.extrapolation, expected.extrapolation, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["si", "mgsi", "cgesi"])
+def test_torch_computes_the_same(name):
+    model = read_model(DATA / f"{name}.model")
+    structures = [crystal(model.species), bulk(model.species[0], "fcc", a=4), crystal(model.species, seed=3)[:3]]
+    structures[2].pbc = False
+    compiled = MaisePotential(model).evaluate(structures)
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-3)):
+        found = MaisePotential(model, device="cpu", dtype=dtype).evaluate(structures)
+        for one, other in zip(found, compiled, strict=True):
+            assert_same(one, other, tolerance)
+    energies = MaisePotential(model).evaluate(structures, forces=False)
+    assert [one.energy for one in energies] == [other.energy for other in compiled]
+
+
+def test_small_chunks_of_torch_change_nothing(monkeypatch):
+    potential = MaisePotential(read_model(DATA / "mgsi.model"), device="cpu")
     atoms = crystal(["Mg", "Si"])
     expected = potential.evaluate([atoms])[0]
-    monkeypatch.setitem(potential.functions.chunks.__func__.__kwdefaults__, "triplets", 300)
-    result = potential.evaluate([atoms])[0]
-    assert result.energy == pytest.approx(expected.energy, abs=1e-11)
-    np.testing.assert_allclose(result.forces, expected.forces, atol=1e-11)
+    monkeypatch.setitem(SymmetryFunctions.chunks.__kwdefaults__, "triplets", 300)
+    assert_same(potential.evaluate([atoms])[0], expected, 1e-11)
+
+
+def test_bases_beyond_the_compiled_tables_are_left_to_torch():
+    model = read_model(DATA / "si.model")
+    text = model.basis.text.replace("2.0000   4.0000  16.0000", "2.0000   3.0000  16.0000")
+    assert text != model.basis.text
+    other = replace(model, basis=parse_basis(text))
+    atoms = crystal(["Si"])[:4]
+    found = MaisePotential(other, core_repulsion=False).evaluate([atoms])[0]
+    assert found.energy == pytest.approx(written_out_energy(atoms, other), abs=1e-11)
 
 
 def test_extrapolation_says_how_far_outside():
