@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import vesin
 from ase import Atoms
 
 from maise_bridge import kernels
@@ -283,6 +282,8 @@ def _cell_search(
     atoms: Atoms, cell: np.ndarray, first: int, cutoff: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centre, neighbour and shift of the bonds of one large structure."""
+    import vesin  # here, because it loads torch when torch is installed
+
     finder = vesin.NeighborList(cutoff=cutoff, full_list=True)
     found = finder.compute(points=atoms.positions, box=cell, periodic=atoms.pbc, quantities="ijS")
     centre, neighbour, shift = (np.asarray(array).astype(np.int64) for array in found)
