@@ -1,4 +1,4 @@
-"""MAISE `model` files of neural networks: read, check, write byte for byte."""
+"""MAISE `model` files: read, check, write byte for byte; those of neural networks here, Gupta's in gupta_file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from ase.calculators.calculator import ReadError
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import atomic_numbers
 
-from maise_bridge import model_header
+from maise_bridge import gupta_file, model_header
 from maise_bridge.basis import CAPTION, Basis, LineReader, parse_basis
+from maise_bridge.gupta_file import GuptaModel
 
 OLDEST_VERSION = 2400
 FORMAT_VERSION = "maise.3.0.00"
@@ -129,22 +130,22 @@ class MaiseModel:
         return {model_header.key(line): model_header.value(line) for line in self.header if model_header.is_entry(line)}
 
 
-def read_model(path: str | Path) -> MaiseModel:
-    """Read a MAISE neural-network model file.
+def read_model(path: str | Path) -> MaiseModel | GuptaModel:
+    """Read a MAISE model file: a neural network or a Gupta model.
 
     Parameters
     ----------
     path : str or Path
-        File of one basis block and 1 to 3 species.
+        File of a network of one basis block and 1 to 3 species, or of a Gupta model of 1 or 2 species.
 
     Returns
     -------
-    MaiseModel
+    MaiseModel or GuptaModel
 
     Raises
     ------
     ReadError
-        If the file is damaged, of another kind (Gupta, ...) or too old; the message names file and line.
+        If the file is damaged, of another kind (Sutton-Chen, ...) or too old; the message names file and line.
     FileNotFoundError
         If there is no such file.
     """
@@ -153,6 +154,8 @@ def read_model(path: str | Path) -> MaiseModel:
     except UnicodeDecodeError as error:
         raise ReadError(f"{path}: no MAISE model file, it is not text ({error.reason})") from error
     reader = LineReader(text, str(path), 1)
+    if _kind(reader) == "Gupta":
+        return gupta_file.parse(reader)
     header = _read_header(reader)
     species, widths = _check_header(reader, header)
     ranges = _read_ranges(reader, len(species), widths[0])
@@ -165,7 +168,15 @@ def read_model(path: str | Path) -> MaiseModel:
     return model
 
 
-def write_model(model: MaiseModel, path: str | Path) -> None:
+def read_network(path: str | Path) -> MaiseModel:
+    """Read the model file of a neural network; like :func:`read_model`, but a Gupta model is refused."""
+    model = read_model(path)
+    if isinstance(model, GuptaModel):
+        raise ReadError(f"{path}, line 2: expected a neural network, found a Gupta model ('Gupta potential')")
+    return model
+
+
+def write_model(model: MaiseModel | GuptaModel, path: str | Path) -> None:
     """Write a model file that MAISE and :func:`read_model` accept; an existing file is replaced at the end.
 
     Raises
@@ -173,7 +184,7 @@ def write_model(model: MaiseModel, path: str | Path) -> None:
     ValueError
         If shapes disagree or a number is not finite; nothing is written.
     """
-    problem = _problem(model)
+    problem = gupta_file.problem(model) if isinstance(model, GuptaModel) else _problem(model)
     if problem:
         raise ValueError(problem)
     path = Path(path)
@@ -182,12 +193,14 @@ def write_model(model: MaiseModel, path: str | Path) -> None:
     os.replace(partial, path)
 
 
-def format_model(model: MaiseModel) -> str:
+def format_model(model: MaiseModel | GuptaModel) -> str:
     """Return the text of a model file."""
+    if isinstance(model, GuptaModel):
+        return gupta_file.format_text(model)
     derived = _derived(model)
     if model.info.get("model unique ID"):
         del derived["model unique ID"]
-    lines = [_renewed(line, derived) for line in model.header]
+    lines = [model_header.renewed(line, derived) for line in model.header]
     lines += [f"|{'':26}{_RANGE_TITLE:49}|", model_header.RULE, _CAPTION]
     ranges = np.stack([model.minimum, model.maximum, model.scale], axis=-1).reshape(-1, 3)
     lines += [f"{low: 21.16f} {high: 25.16f}  {scale: 25.16f}" for low, high, scale in ranges]
@@ -197,14 +210,6 @@ def format_model(model: MaiseModel) -> str:
             lines += [f"{value: 21.16f}" for value in array[s].ravel()]
     lines.append(model_header.RULE)
     return "\n".join(lines) + "\n" + model.basis.text
-
-
-def _renewed(line: str, derived: Mapping[str, str]) -> str:
-    """Header line with the value that follows from the model, unchanged if it is right."""
-    if not model_header.is_entry(line):
-        return line
-    new = derived.get(model_header.key(line))
-    return line if new in (None, model_header.value(line)) else model_header.with_value(line, str(new))
 
 
 def _derived(model: MaiseModel) -> dict[str, str]:
@@ -244,16 +249,22 @@ def _problem(model: MaiseModel) -> str | None:
     return None
 
 
-def _read_header(reader: LineReader) -> list[str]:
-    lines = [reader.next("a rule of dashes, the first line of a MAISE model file")]
-    if not lines[0].startswith("---"):
-        raise reader.error("a rule of dashes, the first line of a MAISE model file")
-    lines.append(reader.next("the kind of model"))
-    if lines[1].strip("| ").split()[:1] != ["neural"]:
+def _kind(reader: LineReader) -> str:
+    """First word of the title on line 2, neural or Gupta."""
+    expected = "a rule of dashes, the first line of a MAISE model file"
+    if not reader.next(expected).startswith("---"):
+        raise reader.error(expected)
+    kind = reader.next("the kind of model").strip("| ").split(" ")[0]
+    if kind not in ("neural", "Gupta"):
         raise reader.error(
-            "a neural-network model ('neural network general information'); classical models "
-            "(Gupta, Sutton-Chen, Lennard-Jones) are not supported"
+            "a neural network ('neural network general information') or a Gupta model ('Gupta potential'); "
+            "Sutton-Chen and Lennard-Jones models are not supported"
         )
+    return kind
+
+
+def _read_header(reader: LineReader) -> list[str]:
+    lines = reader.lines[: reader.position]
     while True:
         line = reader.next(f"the title '{_RANGE_TITLE}'")
         if line.startswith("|") and line.strip("| ") == _RANGE_TITLE:
@@ -265,48 +276,26 @@ def _read_header(reader: LineReader) -> list[str]:
 
 def _check_header(reader: LineReader, header: list[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Check the entries that matter; return species and widths of the layers."""
-    entries = {
-        model_header.key(line): (index, model_header.value(line))
-        for index, line in enumerate(header)
-        if model_header.is_entry(line)
-    }
-
-    def find(label: str) -> list[str]:
-        if label not in entries:
-            raise ReadError(f"{reader.source}, lines 1-{len(header)}: the header has no entry '{label}'")
-        return entries[label][1].split()
-
-    def integers(label: str, count: int | None = None) -> list[int]:
-        words = find(label)
-        if not all(word.isdigit() and int(word) > 0 for word in words) or len(words) != (count or len(words)):
-            raise reader.error(f"{count or 'some'} positive integer(s) as '{label}'", entries[label][0])
-        return [int(word) for word in words]
-
-    _check_version(reader, entries, " ".join(find("maise version")))
-    n_species = integers("number of species", 1)[0]
-    numbers, names = integers("species types", n_species), find("species names")
-    if not n_species <= _MOST_SPECIES or [atomic_numbers.get(name) for name in names] != numbers:
-        fitting = ", ".join(chemical_symbols[number] for number in numbers if number < len(chemical_symbols))
-        expected = f"1 to 3 symbols that fit the atomic numbers {numbers} ({fitting})"
-        raise reader.error(expected, entries["species names"][0])
-    widths = integers("architecture", integers("number of layers", 1)[0])
+    entries = model_header.Entries(reader, header)
+    _check_version(entries)
+    species = entries.species(_MOST_SPECIES)
+    widths = entries.integers("architecture", entries.integers("number of layers", 1)[0])
     if not 3 <= len(widths) <= 4 or widths[-1] != 1:
-        raise reader.error("one or two hidden layers and one output", entries["architecture"][0])
-    n_weights = n_species * sum((a + 1) * b for a, b in pairwise(widths))
-    if integers("number of weights", 1)[0] != n_weights:
-        raise reader.error(f"number of weights {n_weights}, as the architecture says", entries["number of weights"][0])
-    return tuple(names), tuple(widths)
+        raise entries.error("one or two hidden layers and one output", "architecture")
+    n_weights = len(species) * sum((a + 1) * b for a, b in pairwise(widths))
+    if entries.integers("number of weights", 1)[0] != n_weights:
+        raise entries.error(f"number of weights {n_weights}, as the architecture says", "number of weights")
+    return species, tuple(widths)
 
 
-def _check_version(reader: LineReader, entries: Mapping[str, tuple[int, str]], version: str) -> None:
-    if "species references" in entries:
-        expected = "no 'species references' (old format, energies relative to atoms)"
-        raise reader.error(expected, entries["species references"][0])
+def _check_version(entries: model_header.Entries) -> None:
+    version = " ".join(entries.words("maise version"))
+    if "species references" in entries.places:
+        raise entries.error("no 'species references' (old format, energies relative to atoms)", "species references")
     parts = version.removeprefix("maise.").split(".")
     numbers = [int(part) if part.isdigit() else 0 for part in (*parts, "0", "0", "0")]
     if 1000 * numbers[0] + 100 * numbers[1] + numbers[2] < OLDEST_VERSION:
-        expected = "maise version 2.4.00 or later (older files have another format)"
-        raise reader.error(expected, entries["maise version"][0])
+        raise entries.error("maise version 2.4.00 or later (older files have another format)", "maise version")
 
 
 def _read_numbers(reader: LineReader, count: int, expected: str) -> list[float]:

@@ -81,8 +81,8 @@ def test_changed_species_renews_the_header():
     [
         (
             "|                    neural network",
-            "|                    Gupta potential",
-            r"line 2: .*Gupta.* not supported",
+            "|                    Sutton-Chen potential",
+            r"line 2: expected a neural network .*Lennard-Jones models are not supported, found '.*Sutton",
         ),
         ("-----", "CIF", r"line \d+: expected"),
         ("maise.3.0.00", "maise.2.3.99", r"line 26: expected maise version 2.4.00 or later"),
