@@ -91,7 +91,8 @@ class CompiledFunctions:
         pairs = np.zeros((n_atoms, self.n_species, len(self.basis.radial)))
         kernels.add_pairs(bonds.centre, bonds.neighbour, species, self.n_species, shells.pairs, pairs)
         tables = self._new_tables(n_atoms)
-        kernels.add_triangles(*self._triangles(bonds, shells, species), tables)
+        with kernels.superwords():
+            kernels.add_triangles(*self._triangles(bonds, shells, species), tables)
         tables = tables.reshape(n_atoms, len(self._angular_columns), -1)
         out = np.empty((n_atoms, self.n_inputs))
         for number, columns in enumerate(self._pair_columns):
@@ -113,9 +114,10 @@ class CompiledFunctions:
         by_block = tables.reshape(len(species), len(self._angular_columns), -1)
         for number, columns in enumerate(self._angular_columns):
             by_block[:, number] = gradient[:, columns] @ self._spread
-        kernels.differentiate_triangles(
-            *self._triangles(bonds, shells, species), self._etas, shells.damping, tables, slopes
-        )
+        with kernels.superwords():
+            kernels.differentiate_triangles(
+                *self._triangles(bonds, shells, species), self._etas, shells.damping, tables, slopes
+            )
         return slopes
 
     def _new_tables(self, n_atoms: int) -> np.ndarray:

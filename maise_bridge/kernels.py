@@ -9,11 +9,13 @@ lowest atom and the bond jk. All that angular symmetry functions need is then kn
 
 No exponential is left in the loop over triangles, and the energy is a function of the r² of the bonds alone. Sums are
 kept in tables of 8 powers (1 +- cos)^zeta, in the order of POWERS, by 8 values of eta. Rows of a table are tuples that
-live in registers; the compiler turns operations on them into vector instructions.
+live in registers; inside :func:`superwords` the compiler turns operations on them into vector instructions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba
@@ -24,7 +26,23 @@ POWERS = tuple((zeta, sign) for zeta in (1, 2, 4, 16) for sign in (-1, 1))
 _NO_ROW = (0.0,) * LANES
 
 # Reordering and fused operations are allowed; NaN and infinity keep their meaning.
-_njit: Any = numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+_njit: Any = numba.njit(cache=True, nogil=True, fastmath=_FAST)
+_inline: Any = numba.njit(forceinline=True, fastmath=_FAST)
+
+
+@contextmanager
+def superwords() -> Iterator[None]:
+    """Let the compiler join operations on neighbouring numbers, in loops over triangles that are first called inside.
+
+    numba leaves this pass of LLVM out by default; it makes these loops twice as fast.
+    """
+    before = numba.config.SLP_VECTORIZE
+    numba.config.SLP_VECTORIZE = 1
+    try:
+        yield
+    finally:
+        numba.config.SLP_VECTORIZE = before
 
 
 @_njit
@@ -118,23 +136,23 @@ def differentiate_pairs(centre, neighbour, kind, n_species, derivatives, gradien
             slopes[bond] += (gradient[i, there, n] + gradient[j, back, n]) * derivatives[bond, n]
 
 
-@_njit
+@_inline
 def _row(table, row):
     t = table[row]
     return t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7]
 
 
-@_njit
+@_inline
 def _times(p, q):
     return p[0] * q[0], p[1] * q[1], p[2] * q[2], p[3] * q[3], p[4] * q[4], p[5] * q[5], p[6] * q[6], p[7] * q[7]
 
 
-@_njit
+@_inline
 def _sum(p):
     return ((p[0] + p[4]) + (p[1] + p[5])) + ((p[2] + p[6]) + (p[3] + p[7]))
 
 
-@_njit
+@_inline
 def _add_to_row(table, row, factor, p):
     table[row, 0] += factor * p[0]
     table[row, 1] += factor * p[1]
@@ -146,7 +164,7 @@ def _add_to_row(table, row, factor, p):
     table[row, 7] += factor * p[7]
 
 
-@_njit
+@_inline
 def _add_row(p, factor, table, row):
     return (
         p[0] + factor * table[row, 0],
@@ -160,7 +178,7 @@ def _add_row(p, factor, table, row):
     )
 
 
-@_njit
+@_inline
 def _powers(cosine):
     """(1 + lambda cos)^zeta in the order of POWERS."""
     m, p = 1.0 - cosine, 1.0 + cosine
@@ -170,7 +188,7 @@ def _powers(cosine):
     return m, p, m2, p2, m4, p4, m8 * m8, p8 * p8
 
 
-@_njit
+@_inline
 def _power_slopes(powers):
     """Derivatives of :func:`_powers` by the cosine."""
     m, p, m2, p2, m4, p4 = powers[0], powers[1], powers[2], powers[3], powers[4], powers[5]
@@ -179,7 +197,7 @@ def _power_slopes(powers):
     return -1.0, 1.0, -2.0 * m, 2.0 * p, -4.0 * m3, 4.0 * p3, -16.0 * m15, 16.0 * p15
 
 
-@_njit
+@_inline
 def _add_outer(table, row, powers, p):
     """Add powers (x) p to the table that begins at `row`."""
     _add_to_row(table, row, powers[0], p)
@@ -192,7 +210,7 @@ def _add_outer(table, row, powers, p):
     _add_to_row(table, row + 7, powers[7], p)
 
 
-@_njit
+@_inline
 def _contract(p, powers, table, row):
     """Return p + powers @ the table that begins at `row`."""
     p = _add_row(p, powers[0], table, row)
@@ -232,7 +250,7 @@ def add_triangles(centre, neighbour, kind, tables, starts, second, third, square
             _add_outer(out, at_k, _powers(0.5 * (v + w - u) * b * c), g)
 
 
-@_njit
+@_inline
 def _places(i, j, k, kind, tables, height):
     """First rows of the tables that a triangle belongs to at its three corners."""
     x, y, z = kind[i], kind[j], kind[k]
