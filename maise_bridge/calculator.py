@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from ase.calculators.calculator import (
     all_changes,
 )
 
+from maise_bridge.gupta import GuptaModel, GuptaPotential, check_periodicity
 from maise_bridge.model_file import MaiseModel, read_model
-from maise_bridge.neighbors import NeighborListCache
+from maise_bridge.neighbors import NeighborList, NeighborListCache
 from maise_bridge.potential import MaisePotential
 
+logger = logging.getLogger(__name__)
+EXTRAPOLATION_TOLERANCE = 0.01  # of an input's range; less is not worth a warning
+SHORTEST_DISTANCE = 1e-6  # Å; closer atoms coincide
 MODELS = Path(__file__).parent / "models"
 
 
@@ -46,26 +51,27 @@ def find_model(model: str | Path) -> Path:
 
 
 class MaiseCalculator(Calculator):
-    """ASE calculator of a MAISE neural network.
+    """ASE calculator of a MAISE model, neural network or Gupta.
 
     Besides ASE's properties, ``results["extrapolation"]`` (n_atoms,) says how far each atom lies outside the training
-    data, see :class:`maise_bridge.potential.Evaluation`.
+    data, see :class:`maise_bridge.potential.Evaluation`. The first structure of a calculator with an atom outside of it
+    is logged as a warning. There is a stress whenever the cell spans space.
 
     Parameters
     ----------
-    model : str, Path or MaiseModel
+    model : str, Path, MaiseModel or GuptaModel
         Name of a shipped model, model file, or a model in memory.
     core_repulsion : bool or float
-        MAISE's short-range repulsion: True for its default of 100 eV, a number (eV), or False.
+        MAISE's short-range repulsion of networks: True for its default of 100 eV, a number (eV), or False.
     skin : float
         Neighbours are searched anew when atoms have moved by about half of it; Å.
     **kwargs
-        Passed to ASE's Calculator.
+        Passed to ASE's Calculator: `restart`, `label`, `atoms`, `directory`.
 
     Raises
     ------
     CalculatorSetupError
-        If the model is not found.
+        If the model is not found, an argument is unknown, or a Gupta model is to have a core repulsion.
     ReadError
         If the model file is damaged.
     """
@@ -76,21 +82,22 @@ class MaiseCalculator(Calculator):
 
     def __init__(
         self,
-        model: str | Path | MaiseModel = "silicon",
+        model: str | Path | MaiseModel | GuptaModel = "silicon",
         core_repulsion: bool | float = True,
         *,
         skin: float = 0.4,
         **kwargs: Any,
     ) -> None:
         self.model_path: Path | None = None
-        if not isinstance(model, MaiseModel):
+        if isinstance(model, MaiseModel | GuptaModel):
+            label = f"model {model.unique_id} in memory"
+        else:
             self.model_path = find_model(model)
             label = str(model)
             model = read_model(self.model_path)
-        else:
-            label = f"model {model.unique_id} in memory"
-        self.potential = MaisePotential(model, core_repulsion=core_repulsion)
+        self.potential = _potential(model, core_repulsion, label)
         self._neighbors = NeighborListCache(self.potential.cutoff, skin)
+        self._warned = False
         super().__init__(model=label, core_repulsion=core_repulsion, **kwargs)
 
     @property
@@ -102,6 +109,9 @@ class MaiseCalculator(Calculator):
         """Refuse to change the model of a calculator; make a new one instead."""
         if self.parameters and set(kwargs) & {"model", "core_repulsion"}:
             raise CalculatorSetupError("model and core_repulsion are fixed; make a new MaiseCalculator")
+        unknown = sorted(set(kwargs) - {"model", "core_repulsion"})
+        if unknown:
+            raise CalculatorSetupError(f"MaiseCalculator has no argument {unknown[0]!r}; see its documentation")
         return super().set(**kwargs)
 
     def calculate(
@@ -113,12 +123,22 @@ class MaiseCalculator(Calculator):
         """Fill `results`; called by ASE."""
         super().calculate(atoms, list(properties), list(system_changes))
         assert self.atoms is not None
+        self.results = {}
         self._check(self.atoms)
-        evaluation = self.potential.evaluate([self.atoms], neighbors=self._neighbors.get([self.atoms]))[0]
+        try:
+            neighbors = self._neighbors.get([self.atoms])
+        except ValueError as error:
+            raise CalculationFailed(str(error)) from error
+        pair, distance = _closest(self.atoms, neighbors)
+        if distance < SHORTEST_DISTANCE:
+            raise CalculationFailed(f"atoms {pair} coincide, their distance is {distance:.3g} Å")
+        evaluation = self.potential.evaluate([self.atoms], neighbors=neighbors)[0]
         if not (np.isfinite(evaluation.energy) and np.isfinite(evaluation.forces).all()):
-            formula = self.atoms.get_chemical_formula()
-            energy = f"energy {evaluation.energy} eV"
-            raise CalculationFailed(f"{formula} has an energy or force that is not finite ({energy}): atoms coincide?")
+            raise CalculationFailed(
+                f"{self.atoms.get_chemical_formula()} has an energy or force that is not finite (energy "
+                f"{evaluation.energy} eV); the closest atoms are {pair}, {distance:.3g} Å apart"
+            )
+        self._warn(self.atoms, evaluation.extrapolation)
         self.results = {
             "energy": evaluation.energy,
             "free_energy": evaluation.energy,
@@ -137,5 +157,56 @@ class MaiseCalculator(Calculator):
             covered = f"model {self.parameters['model']!r} covers {', '.join(self.species)}"
             remedy = "pass another model or another calculator"
             raise CalculatorSetupError(f"structure has {', '.join(missing)}; {covered}; {remedy}")
-        if len(atoms) == 0 or not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
-            raise CalculationFailed(f"{len(atoms)} atoms: the structure is empty, or a position or cell is not finite")
+        if len(atoms) == 0:
+            raise CalculationFailed("the structure has no atoms")
+        wrong = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
+        if len(wrong):
+            place = f"atom {wrong[0]} ({atoms.symbols[wrong[0]]})"
+            raise CalculationFailed(f"position of {place} is not finite: {atoms.positions[wrong[0]].tolist()}")
+        if not np.isfinite(atoms.cell.array).all():
+            raise CalculationFailed(f"cell is not finite: {atoms.cell.array.tolist()}")
+        try:
+            check_periodicity([atoms], self.potential.cutoff)
+        except ValueError as error:
+            raise CalculatorSetupError(f"model {self.parameters['model']!r}: {error}") from error
+
+    def _warn(self, atoms: Atoms, extrapolation: np.ndarray) -> None:
+        """Log once that atoms lie outside the training data."""
+        n_outside = int((extrapolation > EXTRAPOLATION_TOLERANCE).sum())
+        if n_outside == 0 or self._warned:
+            return
+        self._warned = True
+        worst = int(extrapolation.argmax())
+        logger.warning(
+            "%s: %d of %d atoms lie outside the training data of model %r; worst is atom %d (%s), by %.3g of the range "
+            "of an input; further cases are only in results['extrapolation']",
+            atoms.get_chemical_formula(),
+            n_outside,
+            len(atoms),
+            self.parameters["model"],
+            worst,
+            atoms.symbols[worst],
+            extrapolation[worst],
+        )
+
+
+def _potential(
+    model: MaiseModel | GuptaModel, core_repulsion: bool | float, label: str
+) -> MaisePotential | GuptaPotential:
+    if isinstance(model, MaiseModel):
+        return MaisePotential(model, core_repulsion=core_repulsion)
+    if not isinstance(core_repulsion, bool):
+        raise CalculatorSetupError(
+            f"core_repulsion is {core_repulsion}; {label!r} is a Gupta model, which has none; leave the argument out"
+        )
+    return GuptaPotential(model)
+
+
+def _closest(atoms: Atoms, neighbors: NeighborList) -> tuple[str, float]:
+    """Names of the two closest atoms, and their distance in Å."""
+    squares = neighbors.measured[1]
+    if len(squares) == 0:
+        return "none (no atom has a neighbour)", np.inf
+    k = int(squares.argmin())
+    i, j = sorted((neighbors.topology.centre[k], neighbors.topology.neighbour[k]))
+    return f"{i} ({atoms.symbols[i]}) and {j} ({atoms.symbols[j]})", float(np.sqrt(squares[k]))

@@ -14,14 +14,14 @@ from maise_bridge import model_header
 from maise_bridge.basis import LineReader
 
 _LABELS = (
-    "A rep (eV)  ",
-    "p rep (Ang) ",
-    "B att (eV)  ",
-    "q att (Ang) ",
-    "r0    (Ang) ",
-    "Rmin  (Ang) ",
-    "Rmax  (Ang) ",
-)
+    "A rep (eV)   ",
+    "p rep (Ang)  ",
+    "B att (eV)   ",
+    "q att (Ang)  ",
+    "r0    (Ang)  ",
+    "Rmin  (Ang)  ",
+    "Rmax  (Ang)  ",
+)  # MAISE compares every blank; "Ang" of p and q is a slip of its, they are plain numbers
 _GENERAL = ("model unique ID", "number of species", "species types", "species names", "reference")
 _TITLES = (
     "                            Gupta potential                                ",
