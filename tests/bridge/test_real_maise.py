@@ -1,0 +1,83 @@
+"""Model files that we write, read by the real MAISE; runs where its executable is on PATH."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.io import write
+
+from maise_bridge import GuptaModel, GuptaPotential, MaiseModel, MaisePotential, read_model, write_model
+from maise_bridge.basis import standard_basis
+from maise_bridge.calculator import find_model
+
+DATA = Path(__file__).parents[1] / "data" / "bridge"
+SETUP = "JOBT {job}\nNPAR 1\nNDIM 3\nMMAX 700\nMITR 0\nRLXT 0\nMINT 0\nETOL 1e-8\nPGPA 0.0\nUREP 100\nCOUT 10\n"
+
+pytestmark = [pytest.mark.maise, pytest.mark.skipif(shutil.which("maise") is None, reason="no maise on PATH")]
+
+
+def crystal(species, spacing):
+    """Five atoms in a triclinic cell, in the order of the species, none on a face of the cell."""
+    rng = np.random.default_rng(7)
+    sites = np.array([[0.1, 0.1, 0.1], [0.55, 0.1, 0.6], [0.6, 0.6, 0.1], [0.1, 0.6, 0.55], [0.35, 0.35, 0.85]])
+    cell = spacing * np.array([[2, 0, 0], [0.3, 1.9, 0], [-0.2, 0.4, 2.1]])
+    symbols = sorted((species * 5)[:5], key=species.index)
+    return Atoms(symbols, cell=cell, pbc=True, scaled_positions=sites + rng.uniform(-0.02, 0.02, sites.shape))
+
+
+def run(folder, model, atoms, job):
+    """Standard output of MAISE for a model and a structure, in an empty folder."""
+    folder.mkdir()
+    write_model(model, folder / "model")
+    write(folder / "POSCAR", atoms, format="vasp", direct=True)
+    (folder / "setup").write_text(SETUP.format(job=job))
+    environment = {**os.environ, "MALLOC_PERTURB_": "255", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["maise"], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def network(species, basis, widths, seed=0):
+    """A model with random weights and the widths given for its layers."""
+    rng = np.random.default_rng(seed)
+    layers = list(zip([basis.n_inputs(len(species)), *widths], [*widths, 1], strict=True))
+    n = len(species)
+    return MaiseModel.create(
+        species,
+        basis,
+        maximum=rng.uniform(0.1, 2, (n, layers[0][0])),
+        weights=[rng.normal(scale=1 / np.sqrt(n_in), size=(n, n_out, n_in)) for n_in, n_out in layers],
+        biases=[rng.normal(size=(n, n_out)) for _, n_out in layers],
+    )
+
+
+MODELS = {
+    "shipped silicon": lambda: read_model(find_model("silicon")),
+    "one species": lambda: read_model(DATA / "si.model"),
+    "two species": lambda: read_model(DATA / "mgsi.model"),
+    "three species": lambda: read_model(DATA / "cgesi.model"),
+    "wide": lambda: network(["Sn"], standard_basis(51), (100, 100)),
+    "unequal layers": lambda: network(["Cu", "Pd"], standard_basis(30), (7, 25)),
+    "gupta": lambda: read_model(DATA / "cu_gupta.model"),
+    "gupta alloy": lambda: read_model(DATA / "cuau_gupta.model"),
+    "gupta created": lambda: GuptaModel.create(["Pd", "Ag"], [[0.17, 11, 1.7, 3.8, 2.75, 6, 1 / 0.15]] * 3),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_maise_computes_the_same_from_a_written_model(name, tmp_path):
+    model = MODELS[name]()
+    atoms = crystal(list(model.species), 2.3 if "three" in name else 2.6)
+    potential = GuptaPotential(model) if isinstance(model, GuptaModel) else MaisePotential(model)
+    expected = potential.evaluate([atoms])[0]
+    energy = float(re.search(r"^ +0 +(\S+)$", run(tmp_path / "single", model, atoms, 20), re.M)[1])
+    lines = re.findall(r"^ANA(.*)$", run(tmp_path / "test", model, atoms, 23), re.M)
+    forces = np.array([line.split() for line in lines], dtype=float)
+    assert np.abs(forces).max() > 0.1
+    assert energy == pytest.approx(expected.energy, rel=0, abs=1e-11)
+    np.testing.assert_allclose(forces, expected.forces, rtol=0, atol=1e-10)
