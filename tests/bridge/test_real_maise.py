@@ -78,6 +78,6 @@ def test_maise_computes_the_same_from_a_written_model(name, tmp_path):
     energy = float(re.search(r"^ +0 +(\S+)$", run(tmp_path / "single", model, atoms, 20), re.M)[1])
     lines = re.findall(r"^ANA(.*)$", run(tmp_path / "test", model, atoms, 23), re.M)
     forces = np.array([line.split() for line in lines], dtype=float)
-    assert np.abs(forces).max() > 0.1
+    assert np.abs(forces).max() > 0.01
     assert energy == pytest.approx(expected.energy, rel=0, abs=1e-11)
     np.testing.assert_allclose(forces, expected.forces, rtol=0, atol=1e-10)
