@@ -73,12 +73,11 @@ class CompiledFunctions:
         cutoff = self.basis.cutoff
         lengths = np.sqrt(squares)
         near = squares < cutoff * cutoff
-        with np.errstate(divide="ignore"):  # coincident atoms: what follows is not finite, and refused by the caller
-            inverse = 1.0 / lengths
         angle = (0.5 * np.pi / cutoff) * np.where(near, lengths, 0.0)
         cosine = np.cos(angle)
         weights = np.where(near, cosine * cosine, 0.0)
         damping = (-0.5 * np.pi / cutoff) * np.sin(angle) / cosine
+        inverse = 1.0 / lengths
         damping[near] *= inverse[near]
         eta, shift = self.basis.radial.T
         pairs = np.exp(-eta * np.square(lengths[:, None] - shift)) * weights[:, None]

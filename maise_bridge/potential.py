@@ -125,8 +125,9 @@ class MaisePotential:
         species = species_indices(structures, self.species)
         if neighbors is None:
             neighbors = neighbor_list(structures, self.cutoff)
-        energies, extrapolation, gradient, virials = self._network(neighbors, species, forces)
-        repulsion = self._add_repulsion(neighbors, species, gradient, virials)
+        with np.errstate(divide="ignore", invalid="ignore"):  # coincident atoms have no finite energy; callers see that
+            energies, extrapolation, gradient, virials = self._network(neighbors, species, forces)
+            repulsion = self._add_repulsion(neighbors, species, gradient, virials)
         return _split(structures, energies, repulsion, -gradient, virials, extrapolation)
 
     def _add_repulsion(
@@ -140,12 +141,11 @@ class MaisePotential:
             return out
         bonds, lengths = neighbors.topology, np.sqrt(squares[near])
         centre, neighbour = bonds.centre[near], bonds.neighbour[near]
-        with np.errstate(divide="ignore", invalid="ignore"):  # coincident atoms have no finite energy
-            energy, slope = pair_repulsion(lengths, self._ranges[species[centre], species[neighbour]], self.prefactor)
-            slopes = slope / lengths  # both ends of the bond, and dr/d(r²) = 1 / (2 r)
+        energy, slope = pair_repulsion(lengths, self._ranges[species[centre], species[neighbour]], self.prefactor)
         np.add.at(out, centre, energy)
         np.add.at(out, neighbour, energy)
-        kernels.collect(centre, neighbour, bonds.structure, vectors[near], slopes, gradient, virials)
+        slope /= lengths  # by r², of both ends of the bond
+        kernels.collect(centre, neighbour, bonds.structure, vectors[near], slope, gradient, virials)
         return out
 
 

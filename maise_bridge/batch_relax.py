@@ -1,0 +1,318 @@
+"""Relax many crystals at once: ASE's FIRE on ASE's Frechet cell coordinates, one batched evaluation a step.
+
+The coordinates of a crystal are its positions in the undeformed cell and n log F, for n atoms and the deformation F:
+cell = cell_0 F^T, positions = x_0 F^T. Each crystal has its own FIRE state, converges by itself and makes room for the
+next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from maise_bridge.neighbors import NeighborList, NeighborListCache
+from maise_bridge.potential import Evaluation
+
+# ASE's constants of FIRE
+_DT, _DT_MAX, _MAX_STEP = 0.1, 1.0, 0.2
+_MIXING, _MIXING_FACTOR, _GROW, _SHRINK, _WAIT = 0.1, 0.99, 1.1, 0.5, 5
+
+
+class Potential(Protocol):
+    """What is needed of a potential, as :class:`maise_bridge.MaisePotential` has it."""
+
+    cutoff: float
+
+    def evaluate(self, structures: Sequence[Atoms], *, neighbors: NeighborList | None = None) -> list[Evaluation]:
+        """Energies, forces and stresses of some structures."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a relaxation must not leave; beyond it the potential, not the crystal, is at work.
+
+    Attributes
+    ----------
+    volume_factor : float
+        Volume may grow or shrink by at most this factor.
+    length_factor : float
+        No cell vector may grow by more than this factor.
+    min_distance : float
+        Smallest distance between two atoms; Å.
+    """
+
+    volume_factor: float = 3.0
+    length_factor: float = 4.0
+    min_distance: float = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxed:
+    """End of one relaxation.
+
+    Attributes
+    ----------
+    index : int
+        Place of the crystal in the sequence that was handed in.
+    atoms : Atoms
+        Relaxed copy; a ``SinglePointCalculator`` holds energy (eV), forces (eV/Å) and stress (eV/Å³).
+    evaluation : Evaluation
+        All that the potential says about it.
+    fmax : float
+        Largest force norm over atoms and cell rows, eV/Å.
+    converged : bool
+        Whether `fmax` is below the limit.
+    n_steps : int
+        Steps taken.
+    failure : str or None
+        Why the relaxation was stopped: bounds left, or numbers that are not finite. `atoms` are the last ones then.
+    """
+
+    index: int
+    atoms: Atoms
+    evaluation: Evaluation
+    fmax: float
+    converged: bool
+    n_steps: int
+    failure: str | None
+
+
+def batch_relax(
+    structures: Sequence[Atoms],
+    potential: Potential,
+    *,
+    fmax: float = 0.01,
+    max_steps: int = 500,
+    scalar_pressure: float = 0.0,
+    bounds: Bounds | None = None,
+    batch_size: int = 64,
+) -> Iterator[Relaxed]:
+    """Relax positions and cells to local minima of the enthalpy; results come as they are ready, not in order.
+
+    Every crystal takes the steps that ASE's FIRE takes on FrechetCellFilter, whatever else is in the batch.
+
+    Parameters
+    ----------
+    structures : sequence of Atoms
+        Crystals of any sizes; not modified.
+    potential : MaisePotential
+        Or another with its `cutoff` and `evaluate`.
+    fmax : float
+        Largest force norm, over atoms and cell rows, at convergence; eV/Å.
+    max_steps : int
+        Step limit of each crystal; not converging within it is no error.
+    scalar_pressure : float
+        Hydrostatic pressure; eV/Å³.
+    bounds : Bounds, optional
+        Limits on volume, cell lengths and distances.
+    batch_size : int
+        Crystals in flight.
+
+    Yields
+    ------
+    Relaxed
+
+    Raises
+    ------
+    ValueError
+        If an option makes no sense, or a structure is no crystal of the potential's species; before any step.
+
+    References
+    ----------
+    Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006).
+    """
+    if not (np.isfinite(fmax) and fmax > 0):
+        raise ValueError(f"fmax is {fmax}; it must be a positive force in eV/Å")
+    if max_steps < 0 or batch_size < 1:
+        raise ValueError(f"max_steps is {max_steps}, batch_size {batch_size}; steps from 0, batches from 1 crystal")
+    if not np.isfinite(scalar_pressure):
+        raise ValueError(f"scalar_pressure is {scalar_pressure}; it must be finite, in eV/Å³")
+    for number, atoms in enumerate(structures):
+        if not (np.isfinite(atoms.cell.array).all() and atoms.cell.rank == 3 and atoms.pbc.all()):
+            raise ValueError(f"structure {number} ({atoms.symbols}) is no crystal: three finite cell vectors, pbc=True")
+    return _relaxations(structures, potential, fmax, max_steps, scalar_pressure, bounds or Bounds(), batch_size)
+
+
+def _relaxations(
+    structures: Sequence[Atoms],
+    potential: Potential,
+    fmax: float,
+    max_steps: int,
+    pressure: float,
+    bounds: Bounds,
+    batch_size: int,
+) -> Iterator[Relaxed]:
+    waiting = iter(range(len(structures)))
+    cache = NeighborListCache(potential.cutoff)
+    batch = _Batch([])
+    while True:
+        fresh = [_Flight(index, structures[index]) for _, index in zip(range(batch_size - len(batch.flights)), waiting)]  # noqa: B905
+        if fresh:
+            batch = _Batch([*batch.flights, *fresh])
+        if not batch.flights:
+            return
+        neighbors = cache.get(batch.atoms)
+        evaluations = potential.evaluate(batch.atoms, neighbors=neighbors)
+        forces = batch.forces(evaluations, pressure)
+        largest = batch.largest(forces)
+        failures = batch.failures(evaluations, neighbors, bounds)
+        going = []
+        for number, flight in enumerate(batch.flights):
+            converged = failures[number] is None and bool(largest[number] < fmax)
+            if failures[number] is None and not converged and flight.n_steps < max_steps:
+                going.append(number)
+            else:
+                yield flight.end(evaluations[number], float(largest[number]), converged, failures[number])
+        if len(going) < len(batch.flights):
+            rows = np.concatenate([forces[batch.rows(number)] for number in going]) if going else forces[:0]
+            batch, forces = _Batch([batch.flights[number] for number in going]), rows
+        batch.step(forces)
+
+
+class _Flight:
+    """One crystal on its way: coordinates, velocities and FIRE state."""
+
+    def __init__(self, index: int, atoms: Atoms) -> None:
+        self.index = index
+        self.atoms = atoms.copy()
+        self.atoms.calc = None
+        self.cell = atoms.cell.array.copy()
+        self.coordinates = np.concatenate([atoms.positions, np.zeros((3, 3))])
+        self.velocities = np.zeros_like(self.coordinates)
+        self.dt, self.mixing, self.n_downhill, self.n_steps = _DT, _MIXING, 0, 0
+
+    def end(self, evaluation: Evaluation, fmax: float, converged: bool, failure: str | None) -> Relaxed:
+        stress = evaluation.stress
+        self.atoms.calc = SinglePointCalculator(
+            self.atoms, energy=evaluation.energy, forces=evaluation.forces, stress=stress
+        )
+        return Relaxed(self.index, self.atoms, evaluation, fmax, converged, self.n_steps, failure)
+
+
+class _Batch:
+    """Crystals in flight, their coordinates below each other."""
+
+    def __init__(self, flights: list[_Flight]) -> None:
+        self.flights = flights
+        self.atoms = [flight.atoms for flight in flights]
+        self.sizes = np.array([len(atoms) for atoms in self.atoms], dtype=int)
+        self.first = np.concatenate([[0], np.cumsum(self.sizes + 3)])
+        self.owner = np.repeat(np.arange(len(flights)), self.sizes + 3)
+        self.is_cell = np.zeros(self.first[-1], dtype=bool)
+        for offset in (1, 2, 3):
+            self.is_cell[self.first[1:] - offset] = True
+        self.initial_cells = np.array([flight.cell for flight in flights]).reshape(-1, 3, 3)
+
+    def rows(self, number: int) -> slice:
+        """Rows of one crystal's coordinates."""
+        return slice(self.first[number], self.first[number + 1])
+
+    def forces(self, evaluations: Sequence[Evaluation], pressure: float) -> np.ndarray:
+        """Minus the gradient of the enthalpies by the coordinates."""
+        logarithms = self._logarithms()
+        deformations = _expm(logarithms)
+        virials = np.array([evaluation.virial[[0, 5, 4, 5, 1, 3, 4, 3, 2]] for evaluation in evaluations])
+        volumes = np.abs(np.linalg.det(np.array([atoms.cell.array for atoms in self.atoms])))
+        virials = -virials.reshape(-1, 3, 3) - pressure * volumes[:, None, None] * np.eye(3)
+        blocks = np.zeros((len(self.flights), 6, 6))
+        blocks[:, :3, :3] = blocks[:, 3:, 3:] = np.swapaxes(logarithms, 1, 2)
+        blocks[:, :3, 3:] = virials @ np.linalg.inv(np.swapaxes(deformations, 1, 2))
+        out = np.empty((len(self.owner), 3))
+        on_atoms = np.concatenate([evaluation.forces for evaluation in evaluations])
+        out[~self.is_cell] = np.einsum("ni,nij->nj", on_atoms, deformations[self.owner[~self.is_cell]])
+        out[self.is_cell] = (_expm(blocks)[:, :3, 3:] / self.sizes[:, None, None]).reshape(-1, 3)
+        return out
+
+    def largest(self, forces: np.ndarray) -> np.ndarray:
+        """Largest norm of a row of each crystal."""
+        return np.sqrt(np.maximum.reduceat(np.einsum("nx,nx->n", forces, forces), self.first[:-1]))
+
+    def failures(self, evaluations: Sequence[Evaluation], neighbors: NeighborList, bounds: Bounds) -> list[str | None]:
+        """What ends the relaxation of each crystal before its time."""
+        bonds, (_, squares) = neighbors.topology, neighbors.measured
+        shortest = np.full(len(self.flights), np.inf)
+        np.minimum.at(shortest, bonds.structure[bonds.centre], np.sqrt(squares))
+        cells = np.array([atoms.cell.array for atoms in self.atoms])
+        ratios = np.linalg.det(cells) / np.linalg.det(self.initial_cells)
+        stretches = (np.linalg.norm(cells, axis=2) / np.linalg.norm(self.initial_cells, axis=2)).max(axis=1)
+        out: list[str | None] = []
+        for number, evaluation in enumerate(evaluations):
+            finite = np.isfinite(evaluation.energy) and np.isfinite(evaluation.forces).all()
+            if not 1 / bounds.volume_factor <= ratios[number] <= bounds.volume_factor:
+                reason = f"the volume changed by a factor {ratios[number]:.3g}, limit {bounds.volume_factor:g}"
+            elif stretches[number] > bounds.length_factor:
+                reason = f"a cell vector grew by a factor {stretches[number]:.3g}, limit {bounds.length_factor:g}"
+            elif shortest[number] < bounds.min_distance:
+                reason = f"two atoms are {shortest[number]:.3g} Å apart, limit {bounds.min_distance:g} Å"
+            else:
+                reason = "" if finite else "energy or forces are not finite"
+            out.append(f"{reason} (after {self.flights[number].n_steps} steps)" if reason else None)
+        return out
+
+    def step(self, forces: np.ndarray) -> None:
+        """One step of FIRE for every crystal."""
+        if not self.flights:
+            return
+        velocities = np.concatenate([flight.velocities for flight in self.flights])
+        power, squares, kinetic = (
+            np.add.reduceat(np.einsum("nx,nx->n", a, b), self.first[:-1])
+            for a, b in ((forces, velocities), (forces, forces), (velocities, velocities))
+        )
+        scale = np.sqrt(kinetic / np.where(squares > 0, squares, 1.0))
+        mixing = np.array([flight.mixing for flight in self.flights])
+        keep = np.where(power > 0, 1.0 - mixing, 0.0)
+        turn = np.where(power > 0, mixing * scale, 0.0)
+        self._adapt(power > 0)
+        dt = np.array([flight.dt for flight in self.flights])
+        velocities = keep[self.owner, None] * velocities + (turn + dt)[self.owner, None] * forces
+        steps = dt[self.owner, None] * velocities
+        lengths = np.sqrt(np.add.reduceat(np.einsum("nx,nx->n", steps, steps), self.first[:-1]))
+        steps *= (_MAX_STEP / np.maximum(lengths, _MAX_STEP))[self.owner, None]
+        for number, flight in enumerate(self.flights):
+            flight.velocities = velocities[self.rows(number)]
+            flight.coordinates = flight.coordinates + steps[self.rows(number)]
+            flight.n_steps += 1
+        self._move()
+
+    def _adapt(self, downhill: np.ndarray) -> None:
+        for flight, down in zip(self.flights, downhill.tolist(), strict=True):
+            if down:
+                if flight.n_downhill > _WAIT:
+                    flight.dt = min(flight.dt * _GROW, _DT_MAX)
+                    flight.mixing *= _MIXING_FACTOR
+                flight.n_downhill += 1
+            elif flight.n_steps > 0:  # the first step starts at rest
+                flight.dt, flight.mixing, flight.n_downhill = flight.dt * _SHRINK, _MIXING, 0
+
+    def _move(self) -> None:
+        """Set positions and cells from the coordinates."""
+        deformations = _expm(self._logarithms())
+        cells = self.initial_cells @ np.swapaxes(deformations, 1, 2)
+        for flight, cell, deformation in zip(self.flights, cells, deformations, strict=True):
+            flight.atoms.cell[:] = cell
+            flight.atoms.positions[:] = flight.coordinates[:-3] @ deformation.T
+
+    def _logarithms(self) -> np.ndarray:
+        """Log F of each crystal, (n, 3, 3)."""
+        rows = np.array([flight.coordinates[-3:] for flight in self.flights]).reshape(-1, 3, 3)
+        return rows / self.sizes[:, None, None]
+
+
+def _expm(matrices: np.ndarray) -> np.ndarray:
+    """Exponentials of small matrices (n, m, m): Taylor series of scaled-down matrices, squared up again."""
+    norm = np.abs(matrices).sum(axis=2).max(initial=0.0)
+    n_squarings = max(0, int(np.ceil(np.log2(norm / 0.25)))) if np.isfinite(norm) and norm > 0 else 0
+    scaled = matrices / 2.0**n_squarings
+    term = np.broadcast_to(np.eye(matrices.shape[-1]), matrices.shape)
+    result = term.copy()
+    for order in range(1, 13):  # 0.25^13 / 13! = 2e-18
+        term = term @ scaled / order
+        result += term
+    for _ in range(n_squarings):
+        result = result @ result
+    return result

@@ -1,0 +1,98 @@
+"""Many relaxations at once: the steps of ASE's FIRE, whatever else is in the batch; bounds and refusals."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.filters import FrechetCellFilter
+from ase.optimize import FIRE
+
+from maise_bridge import MaiseCalculator
+from maise_bridge.batch_relax import Bounds, batch_relax
+
+
+@pytest.fixture(scope="module")
+def calc():
+    return MaiseCalculator("silicon")
+
+
+def crystal(n_atoms, seed):
+    rng = np.random.default_rng(seed)
+    atoms = bulk("Si", cubic=True)[:n_atoms]
+    atoms.rattle(0.2, rng=rng)
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(size=(3, 3)) * 0.05), scale_atoms=True)
+    return atoms
+
+
+STRUCTURES = [crystal(n_atoms, seed) for seed, n_atoms in enumerate((8, 2, 5, 1, 3))]
+
+
+@pytest.mark.parametrize("pressure", [0.0, 0.05])
+def test_every_crystal_takes_the_steps_of_ase(calc, pressure):
+    bounds = Bounds(volume_factor=100, length_factor=10, min_distance=0.1)
+    options = {"fmax": 0.2, "max_steps": 25, "scalar_pressure": pressure, "bounds": bounds, "batch_size": 3}
+    found = {result.index: result for result in batch_relax(STRUCTURES, calc.potential, **options)}
+    assert sorted(found) == list(range(len(STRUCTURES)))
+    for index, given in enumerate(STRUCTURES):
+        atoms = given.copy()
+        atoms.calc = calc
+        filtered = FrechetCellFilter(atoms, scalar_pressure=pressure)
+        dynamics = FIRE(filtered, logfile=None)
+        converged = dynamics.run(fmax=0.2, steps=25)
+        result = found[index]
+        assert (result.n_steps, result.converged, result.failure) == (dynamics.nsteps, converged, None)
+        # the same steps: only rounding lies between
+        assert result.evaluation.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-8)
+        np.testing.assert_allclose(result.atoms.positions, atoms.positions, atol=1e-7)
+        np.testing.assert_allclose(result.atoms.cell.array, atoms.cell.array, atol=1e-7)
+        assert result.fmax == pytest.approx(np.linalg.norm(filtered.get_forces(), axis=1).max(), abs=1e-6)
+        assert result.atoms.get_potential_energy() == result.evaluation.energy
+        np.testing.assert_array_equal(result.atoms.get_stress(), result.evaluation.stress)
+
+
+def test_the_batch_size_changes_nothing(calc):
+    one, many = (
+        sorted(batch_relax(STRUCTURES, calc.potential, max_steps=8, batch_size=size), key=lambda result: result.index)
+        for size in (1, 8)
+    )
+    for alone, together in zip(one, many, strict=True):
+        assert alone.n_steps == together.n_steps
+        assert together.evaluation.energy == pytest.approx(alone.evaluation.energy, abs=1e-9)
+
+
+def test_structures_are_left_alone_and_no_steps_mean_none(calc):
+    before = STRUCTURES[0].copy()
+    (result,) = batch_relax(STRUCTURES[:1], calc.potential, max_steps=0)
+    assert not result.converged
+    assert result.n_steps == 0
+    assert result.atoms == before
+    assert STRUCTURES[0] == before
+    assert STRUCTURES[0].calc is None
+
+
+def test_what_leaves_its_bounds_ends_with_the_reason_and_the_others_go_on(calc):
+    squeezed = Atoms("Si2", [[0, 0, 0], [0, 0, 0.4]], cell=5 * np.eye(3), pbc=True)
+    coincident = Atoms("Si2", cell=5 * np.eye(3), pbc=True)
+    results = sorted(
+        batch_relax([squeezed, STRUCTURES[1], coincident], calc.potential, max_steps=5), key=lambda r: r.index
+    )
+    assert "0.4 Å apart, limit 0.5 Å (after 0 steps)" in results[0].failure
+    assert results[1].failure is None
+    assert results[1].n_steps == 5
+    assert "0 Å apart" in results[2].failure
+    assert [result.converged for result in results] == [False, False, False]
+    narrow = Bounds(volume_factor=1.0001)
+    (result,) = batch_relax(STRUCTURES[:1], calc.potential, bounds=narrow)
+    assert "the volume changed by a factor" in result.failure
+
+
+def test_senseless_requests_are_refused_before_the_first_step(calc):
+    with pytest.raises(ValueError, match="fmax is nan"):
+        batch_relax(STRUCTURES, calc.potential, fmax=np.nan)
+    with pytest.raises(ValueError, match="batch_size 0"):
+        batch_relax(STRUCTURES, calc.potential, batch_size=0)
+    with pytest.raises(ValueError, match=r"structure 1 \(Si\) is no crystal"):
+        batch_relax([STRUCTURES[0], Atoms("Si")], calc.potential)
+    with pytest.raises(ValueError, match="scalar_pressure is inf"):
+        batch_relax(STRUCTURES, calc.potential, scalar_pressure=np.inf)
+    assert list(batch_relax([], calc.potential)) == []
