@@ -281,7 +281,8 @@ def _read_table(reader: LineReader) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_modes(reader: LineReader) -> Modes:
-    frequencies, vectors = [], []
+    frequencies: list[float] = []
+    vectors: list[list[list[float]]] = []
     while (line := reader.next("an eigenvalue or a rule of dashes")).startswith("eigenvalue"):
         frequencies.append(_numbers(reader, line[10:], 2, "an eigenvalue")[1])
         vectors.append([])

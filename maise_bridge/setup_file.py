@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ase.calculators.calculator import ReadError
 
@@ -196,8 +197,8 @@ def _checked(tag: str, value: Value) -> Value:
     """The value in its type, or ValueError naming tag, value and what is allowed."""
     entry = _TAGS[tag]
     result: Value = value
-    good = isinstance(value, {"int": int, "float": (int, float), "str": str, "ints": (tuple, list)}[entry.kind])
-    good &= not isinstance(value, bool)
+    types: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "ints": (tuple, list)}
+    good = isinstance(value, types[entry.kind]) and not isinstance(value, bool)
     if good and entry.kind == "float":
         result = float(value)  # type: ignore[arg-type]
         good = math.isfinite(result)
