@@ -1,102 +1,177 @@
-"""Time energy, forces and stress of a MAISE model for diamond at the density of silicon (86 neighbours).
+"""Time energy, forces and stress of a MAISE model, on one core, in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/speed_potential.py [MODEL]
 
-Prints a table and writes benchmarks/results/speed_potential.json: processor and wall microseconds per atom (minimum
-over repeats) for single cells as a relaxation calls them, neighbour list kept with a skin, for a batch of 64 cells,
-and their ratio to the batch of the same run. MAISE's C code was measured at 6530 per atom on a like machine.
+Diamond structures at the density of silicon (86 neighbours) and of tin (46), rattled: single cells as a relaxation
+calls them, a batch of 64 cells of 8 atoms that move by 0.02 Å a step with neighbour lists kept, the same batch by
+torch, and the real `maise` where it is on PATH (single points of 64 atoms, time of the process less that of a 2-atom
+run). Prints a table and writes benchmarks/results/speed_potential.json: processor microseconds per atom (median and
+minimum over repeats), ratios to the batch, memory for 1000 atoms, and the arithmetic that the batch needs.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ase
+import numba
 import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk
 
-from maise_bridge import MaiseCalculator, MaisePotential
+from maise_bridge import Maise, MaiseCalculator, MaisePotential, MaiseProfile
 from maise_bridge.calculator import find_model
-from maise_bridge.neighbors import NeighborListCache
+from maise_bridge.neighbors import NeighborListCache, neighbor_list
 
 ROOT = Path(__file__).parents[1]
-MAISE_C = 6530.0  # microseconds per atom, one core, same kind of machine
-FALLBACK = ROOT / "tests" / "data" / "bridge" / "si.model"
+LATTICE = {86: 5.43, 46: 6.65}  # lattice constant of diamond with so many neighbours within 7.5 Å
+STATED = {86: 6530.0, 46: 1590.0}  # MAISE's C code as measured by itself on a like machine, microseconds per atom
 
 
-def fastest(call: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Least processor and wall time of a call; microseconds."""
-    call()
-    times = []
-    for _ in range(repeats):
-        wall, processor = time.perf_counter(), time.process_time()
-        call()
-        times.append((time.process_time() - processor, time.perf_counter() - wall))
-    return tuple(1e6 * np.min(times, axis=0))
-
-
-def diamond(repeat: int, seed: int = 0) -> Atoms:
+def diamond(neighbours: int, repeat: int, seed: int = 0) -> Atoms:
     """Rattled diamond structure: 2 atoms, or 8 repeat³."""
-    atoms = bulk("Si", a=5.43) if repeat == 0 else bulk("Si", a=5.43, cubic=True) * ((repeat,) * 3)
+    a = LATTICE[neighbours]
+    atoms = bulk("Si", a=a) if repeat == 0 else bulk("Si", a=a, cubic=True) * ((repeat,) * 3)
     atoms.rattle(0.05, seed=seed)
     return atoms
 
 
-def single_cells(model: str) -> list[dict[str, float]]:
+def timed(call: Callable[[], object], repeats: int, n_atoms: int) -> dict[str, float]:
+    """Processor microseconds per atom of a call."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        call()
+        times.append(1e6 * (time.process_time() - start) / n_atoms)
+    return {"median_us": float(np.median(times)), "least_us": float(np.min(times))}
+
+
+def single_cells(model: str) -> list[dict[str, Any]]:
     """Moving single cells through MaiseCalculator."""
     rows = []
-    for repeat, repeats in ((0, 60), (1, 40), (2, 12), (3, 4)):
-        atoms = diamond(repeat)
+    for repeat, repeats in ((0, 200), (1, 100), (2, 20), (5, 4)):
+        atoms = diamond(86, repeat)
         atoms.calc = MaiseCalculator(model)
-        steps = np.random.default_rng(1).normal(size=(5, len(atoms), 3)) * 1e-3
+        rng = np.random.default_rng(1)
 
-        def call(atoms: Atoms = atoms, steps: np.ndarray = steps) -> None:
-            atoms.positions += steps[int(1e6 * atoms.positions[0, 0]) % 5]
+        def call(atoms: Atoms = atoms, rng: np.random.Generator = rng) -> None:
+            atoms.positions += rng.normal(size=atoms.positions.shape) * 1e-3
             atoms.get_forces()
 
-        processor, wall = fastest(call, repeats)
-        rows.append({"n_atoms": len(atoms), "cells": 1, "cpu_us": processor / len(atoms), "wall_us": wall / len(atoms)})
+        rows.append({"what": "single cell", "n_atoms": len(atoms), "neighbours": 86} | timed(call, repeats, len(atoms)))
     return rows
 
 
-def batch(model: str) -> dict[str, float]:
-    """64 cells of 8 atoms in one call, neighbour lists kept."""
-    potential = MaisePotential.from_file(find_model(model))
-    structures = [diamond(1, seed) for seed in range(64)]
+def batch(model: str, neighbours: int, repeats: int, **options: Any) -> dict[str, Any]:
+    """64 cells of 8 atoms in one call, moving, neighbour lists kept."""
+    potential = MaisePotential(MaiseCalculator(model).potential.model, **options)
+    structures = [diamond(neighbours, 1, seed) for seed in range(64)]
     cache = NeighborListCache(potential.cutoff)
-    processor, wall = fastest(lambda: potential.evaluate(structures, neighbors=cache.get(structures)), 4)
-    return {"n_atoms": 8, "cells": 64, "cpu_us": processor / 512, "wall_us": wall / 512}
+    rng = np.random.default_rng(2)
+
+    def call() -> None:
+        for atoms in structures:
+            step = rng.normal(size=(8, 3))
+            atoms.positions += 0.02 * step / np.linalg.norm(step, axis=1, keepdims=True)
+        potential.evaluate(structures, neighbors=cache.get(structures))
+
+    times = timed(call, repeats, 512)
+    name = "batch of 64" + (", torch" if options else "")
+    return {
+        "what": name,
+        "n_atoms": 8,
+        "neighbours": neighbours,
+        "steps_per_search": repeats / cache.n_searches,
+    } | times
+
+
+def real_program(model: str, neighbours: int) -> dict[str, Any]:
+    """Single points of 64 atoms by the maise executable, less the time of 2 atoms."""
+
+    def seconds(repeat: int) -> float:
+        atoms = diamond(neighbours, repeat)
+        with tempfile.TemporaryDirectory() as folder:
+            atoms.calc = Maise(model=model, directory=folder, profile=MaiseProfile("maise"))
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            atoms.get_forces()
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    times = [1e6 * (seconds(2) - seconds(0)) / 62 for _ in range(3)]
+    spread = {"median_us": float(np.median(times)), "least_us": float(np.min(times))}
+    return {"what": "maise executable", "n_atoms": 64, "neighbours": neighbours} | spread
+
+
+def memory(model: str) -> float:
+    """What the first evaluation of 1000 atoms adds to the memory of the process; MB."""
+    code = (
+        "import resource; from ase.build import bulk; from maise_bridge import MaiseCalculator\n"
+        f"calc = MaiseCalculator({model!r}); small, large = bulk('Si'), bulk('Si', cubic=True) * 5\n"
+        "small.calc = large.calc = calc; small.get_stress(); usage = lambda: resource.getrusage(0).ru_maxrss\n"
+        "before = usage(); large.get_stress(); print((usage() - before) / 1024)"
+    )
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def arithmetic(cutoff: float) -> dict[str, float]:
+    """Exponentials and fused multiply-adds per atom at silicon density, as the loops are written."""
+    bonds = neighbor_list([diamond(86, 1, seed) for seed in range(8)], cutoff)
+    n_bonds, n_triangles = (len(array) / 64 for array in (bonds.topology.centre, bonds.topology.triangles[1]))
+    # three corners: 64 to sum up, 128 to differentiate; radial factors, powers and cosines take some 100 more
+    return {
+        "triangles": n_triangles,
+        "exponentials": n_bonds * 15,
+        "exponentials_if_every_corner_had_its_own": 3 * n_triangles * 7,
+        "multiply_adds": n_triangles * (3 * 64 + 3 * 128 + 100),
+    }
 
 
 def main() -> None:
     """Run, print, write."""
     torch.set_num_threads(1)
-    model = sys.argv[1] if len(sys.argv) > 1 else "silicon"
-    if len(sys.argv) == 1 and not (ROOT / "maise_bridge" / "models" / "silicon.model").exists():
-        model = str(FALLBACK)
-    rows = [*single_cells(model), batch(model)]
+    model = sys.argv[1] if len(sys.argv) > 1 else str(ROOT / "tests" / "data" / "bridge" / "si.model")
+    rows = single_cells(model)
+    rows += [batch(model, 86, 40), batch(model, 46, 40), batch(model, 86, 5, device="cpu")]
+    if shutil.which("maise"):
+        rows += [real_program(str(find_model(model)), neighbours) for neighbours in LATTICE]
+    fast = {row["neighbours"]: row["median_us"] for row in rows if row["what"] == "batch of 64"}
     for row in rows:
-        row["over_batch"] = row["cpu_us"] / rows[-1]["cpu_us"]
-        size = f"{row['cells']:3.0f} x {row['n_atoms']:4.0f} atoms"
-        times = f"{row['cpu_us']:7.0f} us/atom processor, {row['wall_us']:7.0f} wall"
-        print(f"{size}: {times}, {row['over_batch']:5.2f} of the batch")
+        row["over_batch"] = row["median_us"] / fast[row["neighbours"]]
+        size = f"{row['what']:20s} {row['n_atoms']:5d} atoms, {row['neighbours']} neighbours"
+        print(
+            f"{size}: {row['median_us']:6.0f} us/atom (least {row['least_us']:6.0f}), {row['over_batch']:5.2f} batches"
+        )
+    for neighbours, stated in STATED.items():
+        ratio = stated / fast[neighbours]
+        print(f"batch, {neighbours} neighbours: {ratio:.0f} times as fast as stated for MAISE's C code")
+    work, megabytes = arithmetic(7.4998), memory(model)
+    rate = work["multiply_adds"] / fast[86] / 1000
+    print(f"{work['triangles']:.0f} triangles, {work['exponentials']:.0f} exponentials and", end=" ")
+    print(f"{work['multiply_adds']:.0f} multiply-adds an atom: {rate:.1f} multiply-adds a nanosecond")
+    print(f"memory for 1000 atoms: {megabytes:.0f} MB")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    versions = {"python": platform.python_version(), "numba": numba.__version__, "torch": torch.__version__}
     record = {
         "git": commit.stdout.strip(),
         "machine": platform.machine(),
-        "versions": versions | {"ase": ase.__version__},
+        "versions": versions | {"numpy": np.__version__, "ase": ase.__version__},
         "model": Path(model).name,
-        "maise_c_us": MAISE_C,
+        "stated_for_maise_us": STATED,
         "rows": rows,
+        "arithmetic_per_atom": work,
+        "memory_1000_atoms_mb": megabytes,
     }
     target = ROOT / "benchmarks" / "results" / "speed_potential.json"
     target.parent.mkdir(exist_ok=True)

@@ -91,13 +91,14 @@ def by_stage(structures: list[Atoms], calc: MaiseCalculator) -> list[tuple[int, 
 
 def by_maise(structures: list[Atoms], calc: MaiseCalculator) -> list[tuple[int, float]]:
     """By the real program's own optimiser; its iterations are no steps of FIRE."""
-    from maise_bridge.executable import MaiseProfile, maise_relax
+    from maise_bridge import Maise, MaiseProfile
 
     out = []
     for atoms in structures:
         with tempfile.TemporaryDirectory() as folder:
-            result = maise_relax(atoms, model=calc.model_path, directory=folder, profile=MaiseProfile("maise"))
-        out.append((result.n_iterations, result.energy))
+            program = Maise(calc.model_path, directory=folder, profile=MaiseProfile("maise"), shortest_distance=0.0)
+            result = program.relax(atoms, must_converge=False)
+        out.append((result.n_iterations, result.atoms.get_potential_energy()))
     return out
 
 

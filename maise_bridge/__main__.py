@@ -110,14 +110,17 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _info(options: argparse.Namespace) -> None:
     from maise_bridge.calculator import find_model
-    from maise_bridge.model_file import read_model
+    from maise_bridge.model_file import GuptaModel, read_model
 
     path = find_model(options.model)
     model = read_model(path)
     print(f"file             {path}")
     print(f"species          {' '.join(model.species)}")
-    print(f"layers           {'-'.join(str(width) for width in model.architecture)} ({model.n_weights} weights)")
-    print(f"cutoff           {model.basis.cutoff:.4f} Å")
+    if isinstance(model, GuptaModel):
+        print(f"form             Gupta, {len(model.pairs)} pairs")
+    else:
+        print(f"layers           {'-'.join(str(width) for width in model.architecture)} ({model.n_weights} weights)")
+    print(f"cutoff           {model.cutoff:.4f} Å")
     print(f"id               {model.unique_id}")
     for label, value in model.info.items():
         if value not in ("", "-"):

@@ -37,12 +37,13 @@ def superwords() -> Iterator[None]:
 
     numba leaves this pass of LLVM out by default; it makes these loops twice as fast.
     """
-    before = numba.config.SLP_VECTORIZE
-    numba.config.SLP_VECTORIZE = 1
+    config: Any = numba.config  # its attributes come from the environment
+    before = config.SLP_VECTORIZE
+    config.SLP_VECTORIZE = 1
     try:
         yield
     finally:
-        numba.config.SLP_VECTORIZE = before
+        config.SLP_VECTORIZE = before
 
 
 @_njit

@@ -111,6 +111,11 @@ class MaiseModel:
         return (self.weights[0].shape[2], *(matrix.shape[1] for matrix in self.weights))
 
     @property
+    def cutoff(self) -> float:
+        """Range of the basis; Å."""
+        return self.basis.cutoff
+
+    @property
     def n_weights(self) -> int:
         """Weights and biases of all species."""
         return sum(array.size for array in (*self.weights, *self.biases))

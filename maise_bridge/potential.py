@@ -13,7 +13,7 @@ from ase import Atoms
 from maise_bridge import kernels
 from maise_bridge.compiled import CompiledNetwork
 from maise_bridge.inputs import species_indices
-from maise_bridge.model_file import MaiseModel, read_model
+from maise_bridge.model_file import MaiseModel, read_network
 from maise_bridge.neighbors import NeighborList, neighbor_list
 from maise_bridge.repulsion import PREFACTOR, core_ranges, pair_repulsion
 
@@ -93,8 +93,8 @@ class MaisePotential:
 
     @classmethod
     def from_file(cls, path: str | Path, *, core_repulsion: bool | float = True) -> MaisePotential:
-        """Read a model file. Raises ASE's ReadError naming file and line."""
-        return cls(read_model(path), core_repulsion=core_repulsion)
+        """Read the model file of a network. Raises ASE's ReadError naming file and line."""
+        return cls(read_network(path), core_repulsion=core_repulsion)
 
     def evaluate(
         self, structures: Sequence[Atoms], *, neighbors: NeighborList | None = None, forces: bool = True

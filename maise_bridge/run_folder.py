@@ -66,10 +66,10 @@ def _read_model(path: Path, _time: int, _size: int) -> tuple[tuple[str, ...], fl
     from maise_bridge.model_file import read_model
 
     try:
-        model: Any = read_model(path)
+        model = read_model(path)
     except ReadError as error:
         raise CalculatorSetupError(f"the model cannot be used: {error}") from error
-    return tuple(model.species), float(model.basis.cutoff if hasattr(model, "basis") else model.cutoff)
+    return tuple(model.species), float(model.cutoff)
 
 
 def setup_tags(atoms: Atoms, parameters: Mapping[str, Any], cutoff: float) -> dict[str, Value]:
