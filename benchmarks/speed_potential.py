@@ -114,15 +114,19 @@ def real_program(model: str, neighbours: int) -> dict[str, Any]:
     return {"what": "maise executable", "n_atoms": 64, "neighbours": neighbours} | spread
 
 
-def memory(model: str) -> float:
-    """What the first evaluation of 1000 atoms adds to the memory of the process; MB."""
+def memory(model: str, **options: Any) -> dict[str, float]:
+    """Peak memory of processes that evaluate 2 and 1000 atoms; MB."""
     code = (
-        "import resource; from ase.build import bulk; from maise_bridge import MaiseCalculator\n"
-        f"calc = MaiseCalculator({model!r}); small, large = bulk('Si'), bulk('Si', cubic=True) * 5\n"
-        "small.calc = large.calc = calc; small.get_stress(); usage = lambda: resource.getrusage(0).ru_maxrss\n"
-        "before = usage(); large.get_stress(); print((usage() - before) / 1024)"
+        "import re, sys; from ase.build import bulk; from maise_bridge import MaiseCalculator, MaisePotential\n"
+        f"potential = MaisePotential(MaiseCalculator({model!r}).potential.model, **{options!r})\n"
+        "potential.evaluate([bulk('Si') if sys.argv[1] == '2' else bulk('Si', cubic=True) * 5])\n"
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024)"
     )
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    out = {}
+    for n_atoms in ("2", "1000"):
+        run = subprocess.run([sys.executable, "-c", code, n_atoms], capture_output=True, text=True, check=True)
+        out[n_atoms] = float(run.stdout)
+    return out
 
 
 def arithmetic(cutoff: float) -> dict[str, float]:
@@ -156,11 +160,13 @@ def main() -> None:
     for neighbours, stated in STATED.items():
         ratio = stated / fast[neighbours]
         print(f"batch, {neighbours} neighbours: {ratio:.0f} times as fast as stated for MAISE's C code")
-    work, megabytes = arithmetic(7.4998), memory(model)
+    work = arithmetic(7.4998)
+    peaks = {"compiled": memory(model), "torch": memory(model, device="cpu")}
     rate = work["multiply_adds"] / fast[86] / 1000
     print(f"{work['triangles']:.0f} triangles, {work['exponentials']:.0f} exponentials and", end=" ")
     print(f"{work['multiply_adds']:.0f} multiply-adds an atom: {rate:.1f} multiply-adds a nanosecond")
-    print(f"memory for 1000 atoms: {megabytes:.0f} MB")
+    for name, peak in peaks.items():
+        print(f"peak memory, {name}: {peak['1000']:.0f} MB for 1000 atoms, {peak['2']:.0f} MB for 2")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     versions = {"python": platform.python_version(), "numba": numba.__version__, "torch": torch.__version__}
     record = {
@@ -171,7 +177,7 @@ def main() -> None:
         "stated_for_maise_us": STATED,
         "rows": rows,
         "arithmetic_per_atom": work,
-        "memory_1000_atoms_mb": megabytes,
+        "peak_memory_mb": peaks,
     }
     target = ROOT / "benchmarks" / "results" / "speed_potential.json"
     target.parent.mkdir(exist_ok=True)
