@@ -93,7 +93,7 @@ def batch(model: str, neighbours: int, repeats: int, **options: Any) -> dict[str
         "what": name,
         "n_atoms": 8,
         "neighbours": neighbours,
-        "steps_per_search": repeats / cache.n_searches,
+        "steps_per_search": 64 * (repeats + 1) / cache.n_searches,
     } | times
 
 

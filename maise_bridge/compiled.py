@@ -13,7 +13,8 @@ from maise_bridge import kernels
 from maise_bridge.basis import Basis
 from maise_bridge.inputs import input_blocks
 from maise_bridge.model_file import MaiseModel
-from maise_bridge.neighbors import NeighborList, Topology
+from maise_bridge.neighbors import NeighborList
+from maise_bridge.topology import Topology
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,60 +10,9 @@ import numpy as np
 from ase import Atoms
 
 from maise_bridge import kernels
+from maise_bridge.topology import Topology, offsets, translation_keys
 
 _MOST_CANDIDATES = 10_000_000  # distances a direct search may compute before vesin's cell list takes over
-
-
-@dataclass(frozen=True, eq=False)
-class Topology:
-    """Which atoms are bonded, each bond once: from the lower to the higher of two atom images.
-
-    Images are ordered by lattice translation, then by number. Bonds are sorted by `centre`, then by the image that they
-    lead to. Atoms of all structures are numbered through, structure after structure.
-
-    Attributes
-    ----------
-    structure : ndarray, shape (n_atoms,)
-        Number of the structure an atom belongs to.
-    centre, neighbour : ndarray, shape (n_bonds,)
-        Atoms i and j of each bond.
-    shift : ndarray, shape (n_bonds, 3)
-        Lattice translation of j in units of the cell vectors, integers.
-    """
-
-    structure: np.ndarray
-    centre: np.ndarray
-    neighbour: np.ndarray
-    shift: np.ndarray
-
-    @cached_property
-    def triangles(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Triangles of bonds ij, ik and jk: `starts` (n_bonds + 1,) of those of each ij, their `ik` and `jk`."""
-        first, keys, offsets = self._order
-        starts = np.empty(len(self.centre) + 1, dtype=np.int64)
-        room = 16 + int(0.4 * len(keys) ** 2 / len(self.structure))  # a bit more than crystals usually have
-        while True:
-            second, third = np.empty((2, room), dtype=np.int32)
-            n_found = kernels.find_triangles(first, self.neighbour, keys, offsets, second, third, starts)
-            if n_found <= room:
-                return starts, second[:n_found].copy(), third[:n_found].copy()
-            room = n_found
-
-    @cached_property
-    def _order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """First bond of each atom (n_atoms + 1,); keys and offsets (n_bonds,) for :func:`kernels.find_triangles`."""
-        n_atoms = len(self.structure)
-        first = np.searchsorted(self.centre, np.arange(n_atoms + 1))
-        offsets = _translation_keys(self.shift) * n_atoms
-        return first, offsets + self.neighbour, offsets
-
-    @cached_property
-    def both_ways(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Centre, neighbour and shift (as floats) of every bond in both directions, sorted by centre."""
-        centre = np.concatenate([self.centre, self.neighbour])
-        order = np.argsort(centre, kind="stable")
-        neighbour = np.concatenate([self.neighbour, self.centre])[order]
-        return centre[order], neighbour, np.concatenate([self.shift, -self.shift])[order].astype(float)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +106,12 @@ def neighbor_list(structures: Sequence[Atoms], cutoff: float) -> NeighborList:
     ValueError
         If a structure is empty, a position or cell is not finite, or a periodic cell vector is missing.
     """
-    cells = np.array([_checked_cell(atoms, f"structure {number}") for number, atoms in enumerate(structures)])
+    return _search(structures, range(len(structures)), cutoff)
+
+
+def _search(structures: Sequence[Atoms], names: Iterable[int], cutoff: float) -> NeighborList:
+    """Find neighbours; errors call the structures by the numbers in `names`."""
+    cells = np.array([_checked_cell(atoms, f"structure {name}") for name, atoms in zip(names, structures, strict=True)])
     positions, given_cells = geometry(structures)
     sizes = np.array([len(atoms) for atoms in structures])
     first = np.concatenate([[0], np.cumsum(sizes)])
@@ -174,55 +128,107 @@ def neighbor_list(structures: Sequence[Atoms], cutoff: float) -> NeighborList:
     return NeighborList(Topology(structure, centre, neighbour, shift), positions, given_cells, cutoff)
 
 
-class NeighborListCache:
-    """Neighbour lists that are searched anew only when atoms or cells have moved too far.
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """A structure as it was when its bonds were searched, and the object itself to know it again."""
 
-    A list made with `cutoff` + `skin` is valid as long as no pair that is now within the cutoff can have been
-    outside of it. With F the deformation of the cell and u the largest displacement that does not follow the cell,
+    atoms: Atoms
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    topology: Topology
+
+    def could_be(self, atoms: Atoms) -> bool:
+        """Whether the structure has as many atoms and the same periodicity."""
+        return len(self.positions) == len(atoms) and np.array_equal(self.pbc, atoms.pbc)
+
+
+class NeighborListCache:
+    """Neighbour lists that are searched anew only for structures whose atoms or cells have moved too far.
+
+    A structure is known again as the same object, or else by its place in the batch; so the others in the batch may
+    come and go. A list made with `cutoff` + `skin` is valid as long as no pair that is now within the cutoff can have
+    been outside of it. With F the deformation of the cell and u the largest displacement that does not follow the cell,
     a pair at distance d had at most sigma_max(F^-1) (d + 2 u).
 
     Parameters
     ----------
     cutoff, skin : float
         Å.
+
+    Attributes
+    ----------
+    n_searches : int
+        Structures searched so far.
     """
 
     def __init__(self, cutoff: float, skin: float = 0.4) -> None:
         self.cutoff, self.skin = cutoff, skin
         self.n_searches = 0
-        self._list: NeighborList | None = None
-        self._pbc = np.empty((0, 3), dtype=bool)
-        self._positions = self._cells = np.empty(0)
+        self._entries: list[_Entry] = []
+        self._topology: Topology | None = None
 
     def get(self, structures: Sequence[Atoms]) -> NeighborList:
         """Return a list that holds every bond within `cutoff`, and some longer ones."""
         positions, cells = geometry(structures)
-        pbc = np.array([atoms.pbc for atoms in structures])
-        if self._list is not None and self._valid(structures, positions, cells, pbc):
-            return self._list.moved(positions, cells)
-        self._list = neighbor_list(structures, self.cutoff + self.skin)
-        self._positions, self._cells, self._pbc = positions, cells, pbc
-        self.n_searches += 1
-        return self._list
+        first = offsets([len(atoms) for atoms in structures])
+        entries = self._follow(structures)
+        numbers = np.flatnonzero(self._stale(entries, positions, cells, first)).tolist()
+        if numbers:
+            chosen = [structures[number] for number in numbers]
+            found = _search(chosen, numbers, self.cutoff + self.skin).topology.split()
+            self.n_searches += len(numbers)
+            for number, atoms, topology in zip(numbers, chosen, found, strict=True):
+                place = slice(first[number], first[number] + len(atoms))
+                entries[number] = _Entry(atoms, positions[place], cells[number], atoms.pbc.copy(), topology)
+        current = [entry for entry in entries if entry is not None]
+        if self._topology is None or list(map(id, current)) != list(map(id, self._entries)):
+            self._topology = Topology.join([entry.topology for entry in current])
+        self._entries = current
+        return NeighborList(self._topology, positions, cells, self.cutoff + self.skin)
 
-    def _valid(self, structures: Sequence[Atoms], positions: np.ndarray, cells: np.ndarray, pbc: np.ndarray) -> bool:
-        assert self._list is not None
-        structure = np.repeat(np.arange(len(structures)), [len(atoms) for atoms in structures])
-        if not (np.array_equal(pbc, self._pbc) and np.array_equal(structure, self._list.structure)):
-            return False
-        if not (np.isfinite(positions).all() and np.isfinite(cells).all()):
-            return False  # the search says what is wrong
-        if np.array_equal(cells, self._cells):
-            displacement, stretch = positions - self._positions, 1.0
-        else:
-            if np.any(np.abs(np.linalg.det(cells)) < 1e-6) or np.any(np.abs(np.linalg.det(self._cells)) < 1e-6):
-                return False
-            deformation = np.linalg.solve(self._cells, cells)
-            followed = np.einsum("ni,nij->nj", self._positions, deformation[structure])
-            displacement = positions - followed
-            stretch = float(1.0 / np.linalg.svd(deformation, compute_uv=False).min())
-        largest = float(np.sqrt((displacement * displacement).sum(1).max()))
-        return stretch * (self.cutoff + 2.0 * largest) <= self.cutoff + self.skin
+    def _follow(self, structures: Sequence[Atoms]) -> list[_Entry | None]:
+        """What is remembered of each structure."""
+        known = {id(entry.atoms): entry for entry in self._entries}
+        entries = [known.get(id(atoms)) for atoms in structures]
+        for number, (atoms, entry) in enumerate(zip(structures, entries, strict=True)):
+            if entry is None and number < len(self._entries):
+                entries[number] = entry = self._entries[number]
+            if entry is not None and not entry.could_be(atoms):
+                entries[number] = None
+        return entries
+
+    def _stale(
+        self, entries: Sequence[_Entry | None], positions: np.ndarray, cells: np.ndarray, first: np.ndarray
+    ) -> np.ndarray:
+        """Which structures must be searched, (n_structures,)."""
+        sizes = np.diff(first, append=len(positions))
+        stale = np.array([entry is None for entry in entries]) | (sizes == 0)
+        if stale.all():
+            return stale
+        known = [entry for entry, new in zip(entries, stale.tolist(), strict=True) if entry is not None and not new]
+        owner = np.repeat(np.arange(len(known)), sizes[~stale])
+        positions, cells = positions[np.repeat(~stale, sizes)], cells[~stale]
+        before, cells_before = np.concatenate([entry.positions for entry in known]), np.array([e.cell for e in known])
+        deformations, comparable = _deformations(cells_before, cells)
+        displacements = positions - np.einsum("ni,nij->nj", before, deformations[owner])
+        starts = offsets(sizes[~stale].tolist())
+        largest = np.sqrt(np.maximum.reduceat((displacements * displacements).sum(1), starts))
+        stretch = 1.0 / np.linalg.svd(deformations, compute_uv=False).min(axis=1)
+        # a comparison with NaN is false, and the search says what is wrong
+        stale[~stale] = ~(comparable & (stretch * (self.cutoff + 2.0 * largest) <= self.cutoff + self.skin))
+        return stale
+
+
+def _deformations(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices D with before @ D = after (n, 3, 3), the identity where there is none; and where there is one, (n,)."""
+    same = (before == after).all(axis=(1, 2))
+    regular = np.isfinite(after).all(axis=(1, 2))
+    regular[regular] = (np.abs(np.linalg.det(after[regular])) > 1e-6) & (np.abs(np.linalg.det(before[regular])) > 1e-6)
+    changed = regular & ~same
+    out = np.tile(np.eye(3), (len(before), 1, 1))
+    out[changed] = np.linalg.solve(before[changed], after[changed])
+    return out, same | changed
 
 
 def geometry(structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
@@ -287,14 +293,8 @@ def _cell_search(
     finder = vesin.NeighborList(cutoff=cutoff, full_list=True)
     found = finder.compute(points=atoms.positions, box=cell, periodic=atoms.pbc, quantities="ijS")
     centre, neighbour, shift = (np.asarray(array).astype(np.int64) for array in found)
-    keys = _translation_keys(shift)
+    keys = translation_keys(shift)
     upper = (keys > 0) | ((keys == 0) & (neighbour > centre))
     centre, neighbour, shift, keys = centre[upper], neighbour[upper], shift[upper], keys[upper]
     order = np.lexsort((neighbour, keys, centre))
     return first + centre[order], first + neighbour[order], shift[order]
-
-
-def _translation_keys(shift: np.ndarray) -> np.ndarray:
-    """Numbers (n,) in the lexical order of translations (n, 3), which add up as the translations do."""
-    base = 4 * int(np.abs(shift).max(initial=0)) + 3
-    return (shift[:, 0] * base + shift[:, 1]) * base + shift[:, 2]

@@ -8,6 +8,7 @@ from ase.neighborlist import neighbor_list as ase_neighbor_list
 
 from maise_bridge import neighbors
 from maise_bridge.neighbors import NeighborListCache, neighbor_list
+from maise_bridge.topology import Topology
 
 
 def bond_set(centre, neighbour, shift):
@@ -89,3 +90,46 @@ def test_other_atoms_or_boundaries_are_searched_anew():
 def test_impossible_structures_are_refused(atoms, message):
     with pytest.raises(ValueError, match=message):
         neighbor_list([atoms], 5.0)
+
+
+def clumps(*sizes):
+    rng = np.random.default_rng(7)
+    return [Atoms(f"Si{n}", rng.normal(size=(n, 3)) * 2, cell=4 * np.eye(3), pbc=True) for n in sizes]
+
+
+def test_topologies_come_apart_and_together_again():
+    whole = neighbor_list(clumps(3, 1, 4), 5.0).topology
+    again = Topology.join(whole.split())
+    for name in ("structure", "centre", "neighbour", "shift"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+    assert again.parts
+    for mine, expected in zip(again.triangles, whole.triangles, strict=True):
+        np.testing.assert_array_equal(mine, expected)
+    (alone,) = neighbor_list(clumps(3), 5.0).topology.split()
+    np.testing.assert_array_equal(alone.shift, whole.split()[0].shift)
+
+
+def test_only_what_moved_or_joined_the_batch_is_searched():
+    a, b, c, d = clumps(3, 3, 2, 3)
+    cache = NeighborListCache(5.0, skin=0.5)
+    cache.get([a, b, c])
+    b.positions[0] += 0.5
+    for batch, n_searches in (([a, b, c], 4), ([a, c], 4), ([c, d, a], 5), ([a, d, c], 5)):
+        found = cache.get(batch)
+        assert cache.n_searches == n_searches
+        expected = neighbor_list(batch, 5.0)
+        near = np.linalg.norm(found.vectors, axis=1) < 5.0
+        assert bond_set(found.centre[near], found.neighbour[near], found.shift[near]) == bond_set(
+            expected.centre, expected.neighbour, expected.shift
+        )
+
+
+def test_what_is_wrong_with_a_structure_is_said_with_its_place_in_the_batch():
+    a, b = clumps(2, 2)
+    cache = NeighborListCache(5.0)
+    cache.get([a, b])
+    b.positions[1, 2] = np.nan
+    with pytest.raises(ValueError, match=r"structure 1 .*not finite"):
+        cache.get([a, b])
+    with pytest.raises(ValueError, match="structure 1 has no atoms"):
+        cache.get([a, Atoms()])
