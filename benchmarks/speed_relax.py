@@ -65,9 +65,9 @@ def measured(call: Callable[[], list[tuple[int, float]]]) -> dict[str, float]:
     }
 
 
-def by_batch(structures: list[Atoms], calc: MaiseCalculator) -> list[tuple[int, float]]:
+def by_batch(structures: list[Atoms], calc: MaiseCalculator, optimizer: str = "FIRE") -> list[tuple[int, float]]:
     """All at once."""
-    results = batch_relax(structures, calc.potential, fmax=FMAX, max_steps=STEPS)
+    results = batch_relax(structures, calc.potential, fmax=FMAX, max_steps=STEPS, optimizer=optimizer)
     return [(r.n_steps, r.evaluation.energy) for r in sorted(results, key=lambda r: r.index)]
 
 
@@ -113,6 +113,7 @@ def main() -> None:
     tenth = structures[:: max(1, options.n // 20)]
     rows: dict[str, dict[str, Any]] = {
         "batch_relax": measured(lambda: by_batch(structures, calc)),
+        "batch_relax, BFGS": measured(lambda: by_batch(structures, calc, "BFGS")),
         "ASE FIRE + FrechetCellFilter": measured(lambda: by_ase(tenth, calc)),
         "ase_hvae.relax": measured(lambda: by_stage(tenth, calc)),
     }

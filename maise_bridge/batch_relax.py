@@ -1,13 +1,14 @@
-"""Relax many crystals at once: ASE's FIRE on ASE's Frechet cell coordinates, one batched evaluation a step.
+"""Relax many crystals at once on ASE's Frechet cell coordinates, one batched evaluation a step.
 
 The coordinates of a crystal are its positions in the undeformed cell and n log F, for n atoms and the deformation F:
-cell = cell_0 F^T, positions = x_0 F^T. Each crystal has its own FIRE state, converges by itself and makes room for the
+cell = cell_0 F^T, positions = x_0 F^T. Each crystal has its own optimizer, converges by itself and makes room for the
 next one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,10 +18,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from maise_bridge.neighbors import NeighborList, NeighborListCache
 from maise_bridge.potential import Evaluation
+from maise_bridge.step_rules import Bfgs, Fire, StepRule
 
-# ASE's constants of FIRE
-_DT, _DT_MAX, _MAX_STEP = 0.1, 1.0, 0.2
-_MIXING, _MIXING_FACTOR, _GROW, _SHRINK, _WAIT = 0.1, 0.99, 1.1, 0.5, 5
+OPTIMIZERS: Mapping[str, type[StepRule]] = {"FIRE": Fire, "BFGS": Bfgs}
 
 
 class Potential(Protocol):
@@ -88,13 +88,14 @@ def batch_relax(
     *,
     fmax: float = 0.01,
     max_steps: int = 500,
+    optimizer: str = "FIRE",
     scalar_pressure: float = 0.0,
     bounds: Bounds | None = None,
     batch_size: int = 64,
 ) -> Iterator[Relaxed]:
     """Relax positions and cells to local minima of the enthalpy; results come as they are ready, not in order.
 
-    Every crystal takes the steps that ASE's FIRE takes on FrechetCellFilter, whatever else is in the batch.
+    Every crystal has an optimizer of its own, which does not notice what else is in the batch.
 
     Parameters
     ----------
@@ -106,6 +107,9 @@ def batch_relax(
         Largest force norm, over atoms and cell rows, at convergence; eV/Å.
     max_steps : int
         Step limit of each crystal; not converging within it is no error.
+    optimizer : {"FIRE", "BFGS"}
+        FIRE takes the steps of ASE's FIRE on FrechetCellFilter; BFGS needs fewer, see
+        :class:`maise_bridge.step_rules.Bfgs`. From far away they may end in different minima.
     scalar_pressure : float
         Hydrostatic pressure; eV/Å³.
     bounds : Bounds, optional
@@ -132,14 +136,17 @@ def batch_relax(
         raise ValueError(f"max_steps is {max_steps}, batch_size {batch_size}; steps from 0, batches from 1 crystal")
     if not np.isfinite(scalar_pressure):
         raise ValueError(f"scalar_pressure is {scalar_pressure}; it must be finite, in eV/Å³")
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer is {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
     for number, atoms in enumerate(structures):
         if not (np.isfinite(atoms.cell.array).all() and atoms.cell.rank == 3 and atoms.pbc.all()):
             raise ValueError(f"structure {number} ({atoms.symbols}) is no crystal: three finite cell vectors, pbc=True")
-    return _relaxations(structures, potential, fmax, max_steps, scalar_pressure, bounds or Bounds(), batch_size)
+    waiting = (_Flight(index, atoms, OPTIMIZERS[optimizer]()) for index, atoms in enumerate(structures))
+    return _relaxations(waiting, potential, fmax, max_steps, scalar_pressure, bounds or Bounds(), batch_size)
 
 
 def _relaxations(
-    structures: Sequence[Atoms],
+    waiting: Iterator[_Flight],
     potential: Potential,
     fmax: float,
     max_steps: int,
@@ -147,18 +154,17 @@ def _relaxations(
     bounds: Bounds,
     batch_size: int,
 ) -> Iterator[Relaxed]:
-    waiting = iter(range(len(structures)))
     cache = NeighborListCache(potential.cutoff)
     batch = _Batch([])
     while True:
-        fresh = [_Flight(index, structures[index]) for _, index in zip(range(batch_size - len(batch.flights)), waiting)]  # noqa: B905
+        fresh = list(itertools.islice(waiting, batch_size - len(batch.flights)))
         if fresh:
             batch = _Batch([*batch.flights, *fresh])
         if not batch.flights:
             return
         neighbors = cache.get(batch.atoms)
         evaluations = potential.evaluate(batch.atoms, neighbors=neighbors)
-        forces = batch.forces(evaluations, pressure)
+        forces, enthalpies = batch.forces(evaluations, pressure)
         largest = batch.largest(forces)
         failures = batch.failures(evaluations, neighbors, bounds)
         going = []
@@ -168,23 +174,23 @@ def _relaxations(
                 going.append(number)
             else:
                 yield flight.end(evaluations[number], float(largest[number]), converged, failures[number])
+        steps = [batch.flights[n].rule.step(forces[batch.rows(n)], enthalpies[n]) for n in going]
         if len(going) < len(batch.flights):
-            rows = np.concatenate([forces[batch.rows(number)] for number in going]) if going else forces[:0]
-            batch, forces = _Batch([batch.flights[number] for number in going]), rows
-        batch.step(forces)
+            batch = _Batch([batch.flights[number] for number in going])
+        batch.move(steps)
 
 
 class _Flight:
-    """One crystal on its way: coordinates, velocities and FIRE state."""
+    """One crystal on its way: its coordinates and its optimizer."""
 
-    def __init__(self, index: int, atoms: Atoms) -> None:
+    def __init__(self, index: int, atoms: Atoms, rule: StepRule) -> None:
         self.index = index
         self.atoms = atoms.copy()
         self.atoms.calc = None
         self.cell = atoms.cell.array.copy()
         self.coordinates = np.concatenate([atoms.positions, np.zeros((3, 3))])
-        self.velocities = np.zeros_like(self.coordinates)
-        self.dt, self.mixing, self.n_downhill, self.n_steps = _DT, _MIXING, 0, 0
+        self.rule = rule
+        self.n_steps = 0
 
     def end(self, evaluation: Evaluation, fmax: float, converged: bool, failure: str | None) -> Relaxed:
         stress = evaluation.stress
@@ -212,8 +218,8 @@ class _Batch:
         """Rows of one crystal's coordinates."""
         return slice(self.first[number], self.first[number + 1])
 
-    def forces(self, evaluations: Sequence[Evaluation], pressure: float) -> np.ndarray:
-        """Minus the gradient of the enthalpies by the coordinates."""
+    def forces(self, evaluations: Sequence[Evaluation], pressure: float) -> tuple[np.ndarray, np.ndarray]:
+        """Minus the gradient of the enthalpies by the coordinates, and the enthalpies."""
         logarithms = self._logarithms()
         deformations = _expm(logarithms)
         virials = np.array([evaluation.virial[[0, 5, 4, 5, 1, 3, 4, 3, 2]] for evaluation in evaluations])
@@ -226,7 +232,7 @@ class _Batch:
         on_atoms = np.concatenate([evaluation.forces for evaluation in evaluations])
         out[~self.is_cell] = np.einsum("ni,nij->nj", on_atoms, deformations[self.owner[~self.is_cell]])
         out[self.is_cell] = (_expm(blocks)[:, :3, 3:] / self.sizes[:, None, None]).reshape(-1, 3)
-        return out
+        return out, np.array([evaluation.energy for evaluation in evaluations]) + pressure * volumes
 
     def largest(self, forces: np.ndarray) -> np.ndarray:
         """Largest norm of a row of each crystal."""
@@ -254,43 +260,13 @@ class _Batch:
             out.append(f"{reason} (after {self.flights[number].n_steps} steps)" if reason else None)
         return out
 
-    def step(self, forces: np.ndarray) -> None:
-        """One step of FIRE for every crystal."""
+    def move(self, steps: Sequence[np.ndarray]) -> None:
+        """Take a step with each crystal: coordinates, then positions and cell."""
         if not self.flights:
             return
-        velocities = np.concatenate([flight.velocities for flight in self.flights])
-        power, squares, kinetic = (
-            np.add.reduceat(np.einsum("nx,nx->n", a, b), self.first[:-1])
-            for a, b in ((forces, velocities), (forces, forces), (velocities, velocities))
-        )
-        scale = np.sqrt(kinetic / np.where(squares > 0, squares, 1.0))
-        mixing = np.array([flight.mixing for flight in self.flights])
-        keep = np.where(power > 0, 1.0 - mixing, 0.0)
-        turn = np.where(power > 0, mixing * scale, 0.0)
-        self._adapt(power > 0)
-        dt = np.array([flight.dt for flight in self.flights])
-        velocities = keep[self.owner, None] * velocities + (turn + dt)[self.owner, None] * forces
-        steps = dt[self.owner, None] * velocities
-        lengths = np.sqrt(np.add.reduceat(np.einsum("nx,nx->n", steps, steps), self.first[:-1]))
-        steps *= (_MAX_STEP / np.maximum(lengths, _MAX_STEP))[self.owner, None]
-        for number, flight in enumerate(self.flights):
-            flight.velocities = velocities[self.rows(number)]
-            flight.coordinates = flight.coordinates + steps[self.rows(number)]
+        for flight, step in zip(self.flights, steps, strict=True):
+            flight.coordinates = flight.coordinates + step
             flight.n_steps += 1
-        self._move()
-
-    def _adapt(self, downhill: np.ndarray) -> None:
-        for flight, down in zip(self.flights, downhill.tolist(), strict=True):
-            if down:
-                if flight.n_downhill > _WAIT:
-                    flight.dt = min(flight.dt * _GROW, _DT_MAX)
-                    flight.mixing *= _MIXING_FACTOR
-                flight.n_downhill += 1
-            elif flight.n_steps > 0:  # the first step starts at rest
-                flight.dt, flight.mixing, flight.n_downhill = flight.dt * _SHRINK, _MIXING, 0
-
-    def _move(self) -> None:
-        """Set positions and cells from the coordinates."""
         deformations = _expm(self._logarithms())
         cells = self.initial_cells @ np.swapaxes(deformations, 1, 2)
         for flight, cell, deformation in zip(self.flights, cells, deformations, strict=True):

@@ -5,7 +5,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.filters import FrechetCellFilter
-from ase.optimize import FIRE
+from ase.optimize import BFGS, FIRE
 
 from maise_bridge import MaiseCalculator
 from maise_bridge.batch_relax import Bounds, batch_relax
@@ -50,14 +50,40 @@ def test_every_crystal_takes_the_steps_of_ase(calc, pressure):
         np.testing.assert_array_equal(result.atoms.get_stress(), result.evaluation.stress)
 
 
-def test_the_batch_size_changes_nothing(calc):
+@pytest.mark.parametrize("optimizer", ["FIRE", "BFGS"])
+def test_the_batch_size_changes_nothing(calc, optimizer):
+    options = {"max_steps": 8, "optimizer": optimizer}
     one, many = (
-        sorted(batch_relax(STRUCTURES, calc.potential, max_steps=8, batch_size=size), key=lambda result: result.index)
+        sorted(batch_relax(STRUCTURES, calc.potential, batch_size=size, **options), key=lambda result: result.index)
         for size in (1, 8)
     )
     for alone, together in zip(one, many, strict=True):
         assert alone.n_steps == together.n_steps
         assert together.evaluation.energy == pytest.approx(alone.evaluation.energy, abs=1e-9)
+
+
+@pytest.mark.parametrize("pressure", [0.0, 0.05])
+def test_bfgs_ends_in_the_minimum_of_ase(calc, pressure):
+    near = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        atoms = bulk("Si", cubic=True) if seed else bulk("Si")
+        atoms.rattle(0.05, rng=rng)
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(size=(3, 3)) * 0.01), scale_atoms=True)
+        near.append(atoms)
+    options = {"fmax": 1e-4, "scalar_pressure": pressure}
+    fast, slow = (
+        sorted(batch_relax(near, calc.potential, optimizer=name, **options), key=lambda result: result.index)
+        for name in ("BFGS", "FIRE")
+    )
+    for atoms, result, other in zip(near, fast, slow, strict=True):
+        atoms.calc = calc
+        BFGS(FrechetCellFilter(atoms, scalar_pressure=pressure), logfile=None).run(fmax=1e-4, steps=200)
+        assert result.converged
+        assert result.n_steps < other.n_steps
+        enthalpy = atoms.get_potential_energy() + pressure * atoms.get_volume()
+        assert result.evaluation.energy + pressure * result.atoms.get_volume() == pytest.approx(enthalpy, abs=1e-6)
+        assert result.atoms.get_volume() == pytest.approx(atoms.get_volume(), rel=1e-4)
 
 
 def test_structures_are_left_alone_and_no_steps_mean_none(calc):
@@ -89,6 +115,8 @@ def test_what_leaves_its_bounds_ends_with_the_reason_and_the_others_go_on(calc):
 def test_senseless_requests_are_refused_before_the_first_step(calc):
     with pytest.raises(ValueError, match="fmax is nan"):
         batch_relax(STRUCTURES, calc.potential, fmax=np.nan)
+    with pytest.raises(ValueError, match="optimizer is 'Newton'; choose one of FIRE, BFGS"):
+        batch_relax(STRUCTURES, calc.potential, optimizer="Newton")
     with pytest.raises(ValueError, match="batch_size 0"):
         batch_relax(STRUCTURES, calc.potential, batch_size=0)
     with pytest.raises(ValueError, match=r"structure 1 \(Si\) is no crystal"):
