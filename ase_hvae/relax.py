@@ -1,26 +1,28 @@
-"""Relax positions and cell of one crystal through any ASE calculator."""
+"""Relax positions and cells of crystals through any ASE calculator, many at once where it can."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import BaseCalculator, CalculationFailed
+from ase.calculators.calculator import BaseCalculator, CalculationFailed, CalculatorError
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.filters import FrechetCellFilter, UnitCellFilter
-from ase.optimize import FIRE, LBFGS
+from ase.optimize import BFGS, FIRE, LBFGS
 from ase.optimize.optimize import Optimizer
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
-from ase_hvae.errors import RelaxationError, StructureError
+from ase_hvae.errors import AseHvaeError, RelaxationError, StructureError
 from ase_hvae.structures import check_structure
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZERS: Mapping[str, type[Optimizer]] = {"FIRE": FIRE, "LBFGS": LBFGS}
+OPTIMIZERS: Mapping[str, type[Optimizer]] = {"BFGS": BFGS, "FIRE": FIRE, "LBFGS": LBFGS}
+BATCH_OPTIMIZERS = ("BFGS", "FIRE")  # that calculators with a `batch_relax` have
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class RelaxResult:
         Whether ``fmax`` is below the limit.
     n_steps : int
         Optimizer steps; one energy, force and stress evaluation each, and one before the first.
+    extrapolation : float or None
+        How far the worst atom lies outside the calculator's training data, in units of an input's range, where the
+        calculator says it.
     """
 
     atoms: Atoms
@@ -75,6 +80,7 @@ class RelaxResult:
     fmax: float
     converged: bool
     n_steps: int
+    extrapolation: float | None = None
 
 
 class CellFilter(FrechetCellFilter):
@@ -138,7 +144,7 @@ def relax(
     max_steps : int
         Step limit; not converging within it is no error.
     optimizer : str
-        ``"FIRE"`` (robust) or ``"LBFGS"`` (fewer steps near a minimum).
+        ASE's ``"FIRE"``, ``"BFGS"`` or ``"LBFGS"``.
     scalar_pressure : float
         Hydrostatic pressure, eV/Å³.
     limits : RelaxLimits, optional
@@ -187,9 +193,97 @@ def relax(
         fmax=final_fmax,
         converged=final_fmax < fmax,
         n_steps=dynamics.nsteps,
+        extrapolation=_extrapolation(work),
     )
     logger.debug("relaxed %s in %d steps, fmax %.2g eV/Å", relaxed.symbols, result.n_steps, result.fmax)
     return result
+
+
+def relax_many(
+    structures: Sequence[Atoms],
+    calc: BaseCalculator,
+    *,
+    fmax: float = 0.01,
+    max_steps: int = 500,
+    optimizer: str = "BFGS",
+    scalar_pressure: float = 0.0,
+    limits: RelaxLimits | None = None,
+) -> Iterator[tuple[int, RelaxResult | AseHvaeError | CalculatorError]]:
+    """Relax crystals independently of one another; what fails is a result too, and comes without a traceback.
+
+    A calculator that has a method `batch_relax`, as :class:`maise_bridge.MaiseCalculator`, relaxes all of them at once
+    by its own FIRE or BFGS; others take one after the other through :func:`relax`.
+
+    Parameters
+    ----------
+    structures : sequence of Atoms
+        Periodic crystals; not modified.
+    calc, fmax, max_steps, optimizer, scalar_pressure, limits
+        As for :func:`relax`.
+
+    Yields
+    ------
+    tuple of int and RelaxResult or error
+        Place in the sequence and what came of it, in the order in which they are ready.
+
+    Raises
+    ------
+    ValueError
+        If an option makes no sense.
+    """
+    limits = limits or RelaxLimits()
+    _check_options(fmax, max_steps, optimizer, scalar_pressure)
+    options: dict[str, Any] = {
+        "fmax": fmax,
+        "max_steps": max_steps,
+        "optimizer": optimizer,
+        "scalar_pressure": scalar_pressure,
+    }
+    if not (hasattr(calc, "batch_relax") and optimizer in BATCH_OPTIMIZERS):
+        for number, atoms in enumerate(structures):
+            try:
+                yield number, relax(atoms, calc, limits=limits, **options)
+            except (AseHvaeError, CalculatorError) as error:
+                yield number, error
+        return
+    numbers = []
+    for number, atoms in enumerate(structures):
+        try:
+            check_structure(atoms, label="structure to relax", min_distance=limits.min_distance)
+        except StructureError as error:
+            yield number, error
+        else:
+            numbers.append(number)
+    for end in calc.batch_relax([structures[number] for number in numbers], bounds=limits, **options):
+        number = numbers[end.index]
+        yield number, _result(end, scalar_pressure) if end.failure is None else _left_bounds(structures[number], end)
+
+
+def _result(end: Any, scalar_pressure: float) -> RelaxResult:
+    """Result of a batched relaxation that stayed within its bounds."""
+    evaluation = end.evaluation
+    return RelaxResult(
+        atoms=end.atoms,
+        energy=evaluation.energy,
+        energy_initial=end.energy_initial,
+        enthalpy=evaluation.energy + scalar_pressure * end.atoms.cell.volume,
+        forces=evaluation.forces,
+        stress=evaluation.stress,
+        fmax=end.fmax,
+        converged=end.converged,
+        n_steps=end.n_steps,
+        extrapolation=float(evaluation.extrapolation.max()),
+    )
+
+
+def _left_bounds(atoms: Atoms, end: Any) -> RelaxationError:
+    return RelaxationError(f"relaxation of {atoms.symbols} left its bounds: {end.failure}")
+
+
+def _extrapolation(atoms: Atoms) -> float | None:
+    """Largest excursion from the training data of the calculator, if it reports that."""
+    values = getattr(atoms.calc, "results", {}).get("extrapolation")
+    return None if values is None else float(np.max(values))
 
 
 def _check_options(fmax: float, max_steps: int, optimizer: str, scalar_pressure: float) -> None:

@@ -63,6 +63,8 @@ class Relaxed:
         Relaxed copy; a ``SinglePointCalculator`` holds energy (eV), forces (eV/Å) and stress (eV/Å³).
     evaluation : Evaluation
         All that the potential says about it.
+    energy_initial : float
+        Energy of the start; eV.
     fmax : float
         Largest force norm over atoms and cell rows, eV/Å.
     converged : bool
@@ -76,6 +78,7 @@ class Relaxed:
     index: int
     atoms: Atoms
     evaluation: Evaluation
+    energy_initial: float
     fmax: float
     converged: bool
     n_steps: int
@@ -169,6 +172,8 @@ def _relaxations(
         failures = batch.failures(evaluations, neighbors, bounds)
         going = []
         for number, flight in enumerate(batch.flights):
+            if flight.n_steps == 0:
+                flight.energy_initial = evaluations[number].energy
             converged = failures[number] is None and bool(largest[number] < fmax)
             if failures[number] is None and not converged and flight.n_steps < max_steps:
                 going.append(number)
@@ -191,13 +196,23 @@ class _Flight:
         self.coordinates = np.concatenate([atoms.positions, np.zeros((3, 3))])
         self.rule = rule
         self.n_steps = 0
+        self.energy_initial = np.nan
 
     def end(self, evaluation: Evaluation, fmax: float, converged: bool, failure: str | None) -> Relaxed:
         stress = evaluation.stress
         self.atoms.calc = SinglePointCalculator(
             self.atoms, energy=evaluation.energy, forces=evaluation.forces, stress=stress
         )
-        return Relaxed(self.index, self.atoms, evaluation, fmax, converged, self.n_steps, failure)
+        return Relaxed(
+            index=self.index,
+            atoms=self.atoms,
+            evaluation=evaluation,
+            energy_initial=self.energy_initial,
+            fmax=fmax,
+            converged=converged,
+            n_steps=self.n_steps,
+            failure=failure,
+        )
 
 
 class _Batch:

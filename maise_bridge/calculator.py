@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
@@ -21,6 +21,9 @@ from maise_bridge.gupta import GuptaModel, GuptaPotential, check_periodicity
 from maise_bridge.model_file import MaiseModel, read_model
 from maise_bridge.neighbors import NeighborList, NeighborListCache
 from maise_bridge.potential import MaisePotential
+
+if TYPE_CHECKING:
+    from maise_bridge.batch_relax import Relaxed
 
 logger = logging.getLogger(__name__)
 EXTRAPOLATION_TOLERANCE = 0.01  # of an input's range; less is not worth a warning
@@ -150,6 +153,14 @@ class MaiseCalculator(Calculator):
             self.results["stress"] = evaluation.stress
         elif "stress" in properties:
             raise PropertyNotImplementedError("a structure without three cell vectors has no stress")
+
+    def batch_relax(self, structures: Sequence[Atoms], **options: Any) -> Iterator[Relaxed]:
+        """Relax many crystals at once, with the options and results of :func:`maise_bridge.batch_relax.batch_relax`."""
+        from maise_bridge.batch_relax import batch_relax
+
+        for atoms in structures:
+            self._check(atoms)
+        return batch_relax(structures, self.potential, **options)
 
     def _check(self, atoms: Atoms) -> None:
         missing = sorted(set(atoms.symbols) - set(self.species))

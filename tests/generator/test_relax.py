@@ -9,7 +9,8 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
 
 from ase_hvae.errors import RelaxationError, StructureError
-from ase_hvae.relax import CellFilter, RelaxLimits, relax
+from ase_hvae.relax import CellFilter, RelaxLimits, RelaxResult, relax, relax_many
+from maise_bridge import MaiseCalculator
 
 
 class Balloon(Calculator):
@@ -36,7 +37,7 @@ class Balloon(Calculator):
             self.results[self.poison] = self.results[self.poison] * np.nan
 
 
-@pytest.mark.parametrize("optimizer", ["FIRE", "LBFGS"])
+@pytest.mark.parametrize("optimizer", ["BFGS", "FIRE", "LBFGS"])
 def test_pressure_shrinks_a_balloon_as_the_formula_says(optimizer):
     atoms = Atoms("H", cell=[3, 3, 3], pbc=True)
     calc = Balloon(modulus=1.0, volume=25.0)
@@ -150,10 +151,52 @@ def test_bad_input_is_refused():
     crystal = bulk("Cu")
     with pytest.raises(ValueError, match="fmax is 0; it must be a positive force"):
         relax(crystal, EMT(), fmax=0)
-    with pytest.raises(ValueError, match="optimizer is 'BOGUS'; choose one of FIRE, LBFGS"):
+    with pytest.raises(ValueError, match="optimizer is 'BOGUS'; choose one of BFGS, FIRE, LBFGS"):
         relax(crystal, EMT(), optimizer="BOGUS")
     with pytest.raises(ValueError, match="max_steps is -1"):
         relax(crystal, EMT(), max_steps=-1)
     crystal.positions[0, 0] = np.nan
     with pytest.raises(StructureError, match="structure to relax has a non-finite position"):
         relax(crystal, EMT())
+
+
+def distorted(symbol, seed):
+    rng = np.random.default_rng(seed)
+    atoms = bulk(symbol, cubic=True)
+    atoms.rattle(0.05, rng=rng)
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(size=(3, 3)) * 0.01), scale_atoms=True)
+    return atoms
+
+
+@pytest.mark.parametrize(("symbol", "calc"), [("Cu", EMT()), ("Si", MaiseCalculator("silicon"))])
+@pytest.mark.parametrize("pressure", [0.0, 0.03])
+def test_many_crystals_end_where_each_ends_alone_and_failures_stay_their_own(symbol, calc, pressure):
+    squeezed = Atoms(f"{symbol}2", [[0, 0, 0], [0, 0, 0.4]], cell=5 * np.eye(3), pbc=True)
+    crystals = [distorted(symbol, 1), squeezed, bulk(symbol), Atoms(symbol)]
+    given = [atoms.copy() for atoms in crystals]
+    found = dict(relax_many(crystals, calc, fmax=1e-4, scalar_pressure=pressure))
+    assert crystals == given
+    assert sorted(found) == [0, 1, 2, 3]
+    assert isinstance(found[1], StructureError)
+    assert isinstance(found[3], StructureError)
+    for number in (0, 2):
+        result, alone = found[number], relax(crystals[number], calc, fmax=1e-4, scalar_pressure=pressure)
+        assert isinstance(result, RelaxResult)
+        assert result.converged
+        # fmax of 1e-4 eV/Å leaves some 1e-9 eV; ends along soft modes differ by more
+        assert result.enthalpy == pytest.approx(alone.enthalpy, abs=1e-6)
+        assert result.energy_initial == pytest.approx(alone.energy_initial, abs=1e-9)
+        assert result.stress == pytest.approx(alone.stress, abs=2e-5)
+        assert result.atoms.get_potential_energy() == result.energy
+        assert result.extrapolation == pytest.approx(alone.extrapolation, abs=1e-6)
+
+
+@pytest.mark.parametrize(("symbol", "calc"), [("Cu", EMT()), ("Si", MaiseCalculator("silicon"))])
+def test_leaving_the_bounds_is_one_failure_among_many(symbol, calc):
+    limits = RelaxLimits(volume_factor=1.001)
+    found = dict(relax_many([bulk(symbol, "fcc", a=3.0), bulk(symbol, "fcc", a=3.0)], calc, limits=limits))
+    assert sorted(found) == [0, 1]
+    for error in found.values():
+        assert isinstance(error, RelaxationError)
+        assert "left its bounds" in str(error)
+        assert "the volume changed by a factor" in str(error)
