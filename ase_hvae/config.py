@@ -7,6 +7,7 @@ units (GPa, meV/atom) appear only here and in reports.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -49,7 +50,9 @@ class RunConfig:
     model: str | None = option(None, "HVAE weights (.safetensors); default: the shipped silicon weights")
     known: str | None = option(None, "file or folder of known crystals; default: the shipped table of the element")
     calculator: str = option(
-        "maise", "calculators in order of preference: maise, vasp or module:factory; comma-separated"
+        "maise",
+        "calculators in order of preference, comma-separated: maise, maise-executable, vasp, espresso, gpaw or "
+        "module:factory",
     )
     potential: str = option("silicon", "MAISE model: a shipped name or a model file")
     workers: int = option(0, "worker processes; 0: one per core", minimum=0)
@@ -105,6 +108,7 @@ class PhononConfig:
     displacement: float = option(0.01, "displacement of atoms", unit="Å", above=0.0)
 
 
+CALCULATOR_TABLES = ("vasp", "espresso", "gpaw")
 STAGES: dict[str, type] = {
     "run": RunConfig,
     "sampling": SamplingConfig,
@@ -117,7 +121,11 @@ STAGES: dict[str, type] = {
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """All options of ``generate``, a section per stage."""
+    """All options of ``generate``, a section per stage, and tables of keyword options for calculators.
+
+    `vasp`, `espresso` and `gpaw` are handed on to the calculator of that name, which checks them, in its own units.
+    They have no flags on the command line.
+    """
 
     run: RunConfig = RunConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -125,6 +133,9 @@ class GenerateConfig:
     symmetry: SymmetryConfig = SymmetryConfig()
     relax: RelaxConfig = RelaxConfig()
     phonons: PhononConfig = PhononConfig()
+    vasp: dict[str, Any] = field(default_factory=dict)
+    espresso: dict[str, Any] = field(default_factory=dict)
+    gpaw: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for section, stage, spec in iterate_options():
@@ -132,11 +143,19 @@ class GenerateConfig:
         parse_natoms(self.reconstruct.natoms)
         if (self.sampling.sampling == "around") != (self.sampling.around is not None):
             raise ConfigError("sampling = 'around' and around = NAME go together; give both or neither")
-        if self.run.potential != "silicon" and "maise" not in self.run.calculator.split(","):
+        names = [name.strip() for name in self.run.calculator.split(",")]
+        if self.run.potential != "silicon" and not {"maise", "maise-executable"} & set(names):
             raise ConfigError(f"potential = {self.run.potential!r} needs maise in calculator = {self.run.calculator!r}")
+        for name in CALCULATOR_TABLES:
+            object.__setattr__(self, name, _plain_table(name, getattr(self, name)))
+            if getattr(self, name) and name not in names:
+                raise ConfigError(
+                    f"[{name}] holds options, but calculator = {self.run.calculator!r} does not use {name}; add it to "
+                    "the list or leave the table out"
+                )
 
     def with_options(self, **options: Any) -> GenerateConfig:
-        """Copy with single options replaced by name, whatever their section.
+        """Copy with single options replaced by name, whatever their section; tables of calculators as a whole.
 
         Raises
         ------
@@ -145,6 +164,7 @@ class GenerateConfig:
         """
         sections: dict[str, dict[str, Any]] = {}
         where = {spec.name: section for section, _, spec in iterate_options()}
+        tables = {name: options.pop(name) for name in CALCULATOR_TABLES if name in options}
         for name, value in options.items():
             if name not in where:
                 raise ConfigError(f"unknown option {name!r}; options are {', '.join(sorted(where))}")
@@ -152,13 +172,19 @@ class GenerateConfig:
         changed = {
             section: dataclasses.replace(getattr(self, section), **values) for section, values in sections.items()
         }
-        return dataclasses.replace(self, **changed)
+        return dataclasses.replace(self, **changed, **tables)
+
+    @property
+    def calculator_settings(self) -> dict[str, dict[str, Any]]:
+        """Tables of keyword options by the name of the calculator."""
+        return {name: getattr(self, name) for name in CALCULATOR_TABLES}
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Sections with their options; options that are None are left out, TOML has no null."""
+        """Sections with their options, without empty tables and options that are None: TOML has no null."""
         return {
             section: {name: value for name, value in values.items() if value is not None}
             for section, values in dataclasses.asdict(self).items()
+            if values
         }
 
 
@@ -221,8 +247,12 @@ def config_from_dict(content: Mapping[str, Any]) -> GenerateConfig:
     """Inverse of `GenerateConfig.to_dict`; raises `ConfigError` on unknown sections or options."""
     options: dict[str, Any] = {}
     for section, values in content.items():
-        if section not in STAGES or not isinstance(values, Mapping):
-            raise ConfigError(f"unknown section [{section}]; sections are {', '.join(STAGES)}")
+        if section not in (*STAGES, *CALCULATOR_TABLES) or not isinstance(values, Mapping):
+            known = ", ".join((*STAGES, *CALCULATOR_TABLES))
+            raise ConfigError(f"unknown section [{section}]; sections are {known}")
+        if section in CALCULATOR_TABLES:
+            options[section] = values
+            continue
         names = {spec.name for spec in dataclasses.fields(STAGES[section])}
         for name in values:
             if name not in names:
@@ -236,6 +266,23 @@ def write_config(config: GenerateConfig, path: str | Path) -> None:
     import tomli_w
 
     Path(path).write_text(tomli_w.dumps(config.to_dict()), encoding="utf-8")
+
+
+def _plain_table(section: str, table: Any) -> dict[str, Any]:
+    """Deep copy of a calculator's options in TOML's own types, tuples as lists; anything else is refused."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{section} = {table!r} must be a table of options, in a script a dict")
+
+    def plain(where: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(name): plain(f"{where}.{name}", part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(where, part) for part in value]
+        if not isinstance(value, str | bool | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ConfigError(f"{where} = {value!r} must be text, true, false, a finite number, a list or a table")
+        return value
+
+    return {str(name): plain(f"{section}.{name}", value) for name, value in table.items()}
 
 
 def _field_type(stage: type, name: str) -> Any:

@@ -90,6 +90,8 @@ def _from_row(row: AtomsRow) -> Candidate:
 class RunFolder:
     """Output folder of a run: ``candidates.db``, ``config.toml``, ``summary.json``, ``structures/``, ``log.txt``.
 
+    ``calculator.json`` records the calculator, and programs such as VASP run in folders of ``calculator_runs/``.
+
     Parameters
     ----------
     path : str or Path
@@ -133,9 +135,14 @@ class RunFolder:
         """File of log messages."""
         return self.path / "log.txt"
 
+    @property
+    def calculator_runs(self) -> Path:
+        """Folder in which programs run, one folder per process."""
+        return self.path / "calculator_runs"
+
     def _contents(self) -> list[Path]:
         """All that a run writes."""
-        names = ("summary.json", "replicas.json", "structures")
+        names = ("summary.json", "replicas.json", "structures", "calculator.json", "calculator_runs")
         return [self.database, self.config, self.log, *(self.path / name for name in names)]
 
     def clear(self) -> None:
@@ -150,6 +157,18 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""
         self._write_json("summary.json", summary)
+
+    def write_calculator(self, record: Mapping[str, Any]) -> None:
+        """Write ``calculator.json``: which calculator the run uses, from its start on."""
+        self._write_json("calculator.json", record)
+
+    def read_calculator(self) -> dict[str, Any]:
+        """Record of the calculator of the run; raises `RunFolderError` if there is none."""
+        file = self.path / "calculator.json"
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"cannot read {file}: {error}; start the run anew with --overwrite") from error
 
     def finished_replicas(self) -> dict[int, dict[str, int]]:
         """Counts of every replica that reconstruction has finished, by replica number."""

@@ -9,11 +9,12 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms, units
-from ase.calculators.calculator import Calculator, CalculatorError
+from ase.calculators.calculator import BaseCalculator, CalculatorError
 
 from ase_hvae import compare, phonons, symmetry
 from ase_hvae.calculators import CalculatorRecord, get_calculator
@@ -41,12 +42,30 @@ class Funnel:
     """The stages of one run, bound to its options, crystals and calculator."""
 
     source: CrystalSource
-    calc: Calculator
+    calc: BaseCalculator
     record: CalculatorRecord
 
     @classmethod
-    def open(cls, config: GenerateConfig, calc: Calculator | None = None) -> Funnel:
-        """Load everything that the run needs; `calc` replaces the calculator named in the options.
+    def open(
+        cls,
+        config: GenerateConfig,
+        calc: BaseCalculator | None = None,
+        *,
+        calculator: str | None = None,
+        directory: str | Path = ".",
+    ) -> Funnel:
+        """Load everything that the run needs.
+
+        Parameters
+        ----------
+        config : GenerateConfig
+            Options of the run.
+        calc : Calculator, optional
+            Used instead of the calculators named in the options.
+        calculator : str, optional
+            The one that was chosen for the run, so that a worker process opens no other.
+        directory : str or Path
+            Where programs run, each process in a folder of its own.
 
         Raises
         ------
@@ -55,10 +74,17 @@ class Funnel:
         """
         source = CrystalSource.open(config)
         if calc is not None:
-            record = CalculatorRecord(name=type(calc).__name__, model=None, sha256=None, version=None)
-            return cls(source, calc, record)
-        calc, record = get_calculator(config.run.calculator, species=[source.species], model=config.run.potential)
-        return cls(source, calc, record)
+            return cls(source, calc, CalculatorRecord(name=type(calc).__name__, species=(source.species,)))
+        return cls(
+            source,
+            *get_calculator(
+                calculator or config.run.calculator,
+                species=[source.species],
+                model=config.run.potential,
+                settings=config.calculator_settings,
+                directory=directory,
+            ),
+        )
 
     def crystals(self, replica: Replica) -> tuple[Replica, list[Candidate], dict[str, int]]:
         """The replica with its candidates and the counts of the search."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ase.calculators.calculator import Calculator
+from ase.calculators.calculator import BaseCalculator
 
 import ase_hvae
+from ase_hvae.calculators import CalculatorRecord
 from ase_hvae.candidate import Candidate
 from ase_hvae.config import GenerateConfig, read_config, write_config
 from ase_hvae.database import CandidateDatabase, RunFolder
@@ -32,7 +35,7 @@ def generate(
     config: GenerateConfig | None = None,
     *,
     out: str | Path = "hvae_run",
-    calc: Calculator | None = None,
+    calc: BaseCalculator | None = None,
     resume: bool = False,
     overwrite: bool = False,
     **options: Any,
@@ -44,7 +47,8 @@ def generate(
     config : GenerateConfig, optional
         Options of all stages; the defaults if left out.
     out : str or Path
-        Run folder: ``candidates.db``, ``summary.json``, ``config.toml``, ``structures/*.cif``, ``log.txt``.
+        Run folder: ``candidates.db``, ``summary.json``, ``config.toml``, ``structures/*.cif``, ``log.txt``. Programs
+        such as VASP run in ``calculator_runs/`` inside it, each process in a folder of its own.
     calc : Calculator, optional
         ASE calculator to use instead of ``config.run.calculator``; the run then stays in this process.
     resume, overwrite : bool
@@ -67,13 +71,18 @@ def generate(
         config = _resumed_config(folder, config, options)
     else:
         config = (config or GenerateConfig()).with_options(**options)
-    funnel = Funnel.open(config, calc)
-    if not resume:
+    funnel = Funnel.open(config, calc, directory=folder.calculator_runs)
+    if resume:
+        _check_calculator(folder, funnel.record)
+    else:
         folder.clear()
+        folder.write_calculator(asdict(funnel.record))
         write_config(config, folder.config)
     clock = _Clock()
-    with _log_to(folder.log), _workers(funnel, share=calc is None) as workers:
+    with _log_to(folder.log), _workers(funnel, folder, share=calc is None) as workers:
         logger.info("ase-hvae %s, seed %d, calculator %s", ase_hvae.__version__, config.run.seed, funnel.record)
+        for refusal in funnel.record.refused:
+            logger.info("calculator not used: %s", refusal)
         database = CandidateDatabase(folder.database)
         with clock("reference"):
             reference = funnel.reference()
@@ -94,11 +103,14 @@ def generate(
     return ranked
 
 
-def _workers(funnel: Funnel, *, share: bool) -> Workers:
+def _workers(funnel: Funnel, folder: RunFolder, *, share: bool) -> Workers:
     """Worker processes that open the same run; a calculator handed in by the user stays in this process."""
     config = funnel.source.config
     n_workers = count_workers(config.run.workers) if share else 1
-    return Workers(functools.partial(Funnel.open, config) if n_workers > 1 else lambda: funnel, n_workers)
+    if n_workers == 1:
+        return Workers(lambda: funnel, 1)
+    name, directory = funnel.record.name, folder.calculator_runs
+    return Workers(functools.partial(Funnel.open, config, calculator=name, directory=directory), n_workers)
 
 
 def _reconstruct(funnel: Funnel, workers: Workers, database: CandidateDatabase, folder: RunFolder) -> dict[str, int]:
@@ -164,15 +176,30 @@ def _resumed_config(folder: RunFolder, config: GenerateConfig | None, options: d
     """Configuration of the run in the folder; options given anew must agree with it."""
     stored = read_config(folder.config)
     old, new = stored.to_dict(), (config or stored).with_options(**options).to_dict()
-    changed = [
-        f"{name} was {old[section].get(name)!r}, now {new[section].get(name)!r}"
-        for section in old
-        for name in sorted(old[section].keys() | new[section].keys())
-        if old[section].get(name) != new[section].get(name)
-    ]
+    changed = []
+    for section in dict.fromkeys([*old, *new]):
+        before, after = old.get(section, {}), new.get(section, {})
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name):
+                changed.append(f"{name} was {before.get(name)!r}, now {after.get(name)!r}")
     if changed:
         raise ConfigError(f"cannot resume {folder.path} with other options: {'; '.join(changed)}; leave them out")
     return stored
+
+
+def _check_calculator(folder: RunFolder, record: CalculatorRecord) -> None:
+    """Refuse to go on with another calculator than the run began with: their energies have nothing in common."""
+    before, after = folder.read_calculator(), json.loads(json.dumps(asdict(record)))
+    changed = [
+        f"{name} was {before.get(name)!r}, is {after[name]!r}"
+        for name in after
+        if name != "refused" and before.get(name) != after[name]
+    ]
+    if changed:
+        raise ConfigError(
+            f"cannot resume {folder.path}: the calculator is no longer the one that the run began with "
+            f"({'; '.join(changed)}); bring that one back, or start the run anew"
+        )
 
 
 class _Clock:

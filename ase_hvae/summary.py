@@ -14,6 +14,7 @@ import numpy as np
 from ase import Atoms
 
 import ase_hvae
+from ase_hvae.calculators import outside_training
 from ase_hvae.candidate import Candidate
 from ase_hvae.compare import null_correlation
 from ase_hvae.funnel import Funnel, Reference
@@ -63,9 +64,16 @@ def count(candidates: Sequence[Candidate]) -> dict[str, Any]:
         "duplicates": statuses["duplicate"],
         "ranked": len(ranked),
         "new": sum(candidate.known == "new" for candidate in ranked),
+        "outside_training": _count_outside(ranked),
         "within_0.3_eV_per_atom": sum(candidate.is_within(0.3) for candidate in ranked),
         "phonons": Counter(candidate.verdict.split(" (")[0] for candidate in ranked),
     }
+
+
+def _count_outside(ranked: Sequence[Candidate]) -> int | None:
+    """How many ranked candidates lie outside the potential's training range; None if it does not say."""
+    known = [candidate.extrapolation for candidate in ranked if candidate.extrapolation is not None]
+    return sum(outside_training(value) for value in known) if known else None
 
 
 def hash_structures(structures: Sequence[Atoms]) -> str:

@@ -12,7 +12,9 @@ class CLICommand:
     symmetrizes, relaxes, removes duplicates, checks phonons and prints the ranked table. Without arguments it uses
     the shipped silicon weights and potential and writes to the folder hvae_run.
 
-    Every option can also stand in a TOML file (--config); the run folder holds the resolved one.
+    Every option can also stand in a TOML file (--config); the run folder holds the resolved one. Only there stand the
+    tables [vasp], [espresso] and [gpaw], whose options go to the calculator of that name. VASP and Quantum ESPRESSO
+    run in DIR/calculator_runs.
     """
 
     @staticmethod

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from ase.build import bulk
+from ase.config import cfg
 
 
 @pytest.fixture
@@ -12,6 +13,16 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(n_threads)
+
+
+@pytest.fixture
+def no_programs(monkeypatch):
+    """An environment without settings of VASP, Quantum ESPRESSO and maise; a fresh ``cfg.parser`` to add some."""
+    for variable in ("ASE_VASP_COMMAND", "VASP_COMMAND", "VASP_SCRIPT", "VASP_PP_PATH", "VASP_PP_VERSION"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(cfg, "parser", type(cfg).read().parser)
+    for section in ("environment", "vasp", "espresso", "maise"):
+        cfg.parser.remove_section(section)
 
 
 @pytest.fixture(scope="module")
