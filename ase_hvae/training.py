@@ -288,6 +288,7 @@ def _card(dataset: CrystalDataset, recipe: Recipe, seed: int, history: History) 
             **{name: importlib.metadata.version(name) for name in packages},
         },
         "final_loss": float(history.loss[-1]),
+        "energy_error": float(history.energy_error[-1]),
         "n_skipped_minibatches": history.n_skipped,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 PotentialFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -24,6 +25,11 @@ class PhasePoint(NamedTuple):
     momenta: Tensor
     potential: Tensor
     gradient: Tensor
+
+    @property
+    def energy(self) -> Tensor:
+        """Hamiltonian H = U(z) + |rho|^2 / 2, ``(...)``, in nats."""
+        return self.potential + 0.5 * self.momenta.square().sum(-1)
 
 
 def start(potential: PotentialFunction, position: Tensor, momenta: Tensor) -> PhasePoint:
@@ -52,7 +58,7 @@ def leapfrog(point: PhasePoint, potential: PotentialFunction, step_size: Tensor)
 
 def integrate(
     potential: PotentialFunction, position: Tensor, momenta: Tensor, step_sizes: Tensor, momentum_scales: Tensor
-) -> PhasePoint:
+) -> tuple[PhasePoint, Tensor]:
     """Take K leapfrog steps, scaling the momenta by alpha_k after step k (tempering).
 
     Tempering does not move the position, so K + 1 evaluations of the potential suffice.
@@ -64,9 +70,19 @@ def integrate(
     step_sizes : Tensor, (K, ..., latent_dim) or broadcastable
     momentum_scales : Tensor, (K,)
         alpha_k; the Jacobian determinant of the whole map is ``prod(alpha) ** latent_dim``.
+
+    Returns
+    -------
+    end : PhasePoint
+    energy_error : Tensor, (...)
+        What the steps added to H, without what tempering takes out: H_K - H_0 where nothing is tempered. Exact
+        trajectories have zero; it is only watched, so no gradient flows through it.
     """
     point = start(potential, position, momenta)
+    energy_error = torch.zeros_like(point.potential)
     for step_size, scale in zip(step_sizes, momentum_scales, strict=True):
-        point = leapfrog(point, potential, step_size)
+        begin, point = point, leapfrog(point, potential, step_size)
+        with torch.no_grad():
+            energy_error = energy_error + point.energy - begin.energy
         point = point._replace(momenta=scale * point.momenta)
-    return point
+    return point, energy_error

@@ -39,11 +39,14 @@ class Trajectory(NamedTuple):
     log_sigma : Tensor, (n, latent_dim)
         Logarithm of the encoder's standard deviation.
     log_beta0 : Tensor, ()
+    energy_error : Tensor, (..., n)
+        What the leapfrog steps added to the Hamiltonian, in nats; no gradient flows through it.
     """
 
     end: PhasePoint
     log_sigma: Tensor
     log_beta0: Tensor
+    energy_error: Tensor
 
 
 class HVAE(nn.Module):
@@ -211,15 +214,15 @@ class HVAE(nn.Module):
         momenta = noise.momenta * torch.exp(-0.5 * path.log_beta0)
         if self.n_leapfrog == 0:
             end = PhasePoint(position, momenta, self.potential(position, x), torch.zeros_like(position))
-            return Trajectory(end, log_sigma, path.log_beta0)
-        end = integrate(
+            return Trajectory(end, log_sigma, path.log_beta0, torch.zeros_like(end.potential))
+        end, energy_error = integrate(
             lambda z: self.potential_and_gradient(z, x),
             position,
             momenta,
             self.step_sizes(log_sigma),
             path.momentum_scales,
         )
-        return Trajectory(end, log_sigma, path.log_beta0)
+        return Trajectory(end, log_sigma, path.log_beta0, energy_error)
 
     def log_weight(self, x: Tensor, noise: Noise, *, estimator: str = "sampled") -> Tensor:
         """Return log w, whose exponential has the mean p(x), for standardised x.
@@ -238,9 +241,13 @@ class HVAE(nn.Module):
         -------
         Tensor, (..., n)
         """
+        return self.weigh(self.trajectory(x, noise), noise, estimator=estimator)
+
+    def weigh(self, trajectory: Trajectory, noise: Noise, *, estimator: str = "sampled") -> Tensor:
+        """Return log w ``(..., n)`` of a trajectory that was run from `noise`, as `log_weight` does."""
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator is {estimator!r}; choose one of {', '.join(ESTIMATORS)}")
-        end, log_sigma, log_beta0 = self.trajectory(x, noise)
+        end, log_sigma, log_beta0, _ = trajectory
         position_square, momenta_square = noise.position.square().sum(-1), noise.momenta.square().sum(-1)
         if estimator == "analytic":
             position_square = torch.full_like(position_square, self.latent_dim)

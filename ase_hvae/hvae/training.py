@@ -32,6 +32,9 @@ class History:
         KL divergence of the encoder from the prior at the end of the epoch, in nats.
     seconds : ndarray, (n_epochs,)
         Wall time since the start.
+    energy_error : ndarray, (n_epochs,)
+        Mean of |H_end - H_start| of the epoch's leapfrog trajectories, in nats (what tempering takes out does not count);
+        zero without leapfrog steps. Above some tens the steps are too long for the posterior.
     n_skipped : int
         Minibatches whose gradient was not finite (a trajectory ran away) and that were therefore not used.
     """
@@ -39,6 +42,7 @@ class History:
     loss: np.ndarray
     kl: np.ndarray
     seconds: np.ndarray
+    energy_error: np.ndarray
     n_skipped: int = 0
 
 
@@ -88,7 +92,7 @@ def fit(
     solver = _solver(model, optimizer, learning_rate, weight_decay)
     n_batches = math.ceil(len(x) / batch_size)
     n_tolerated = max(10, epochs * n_batches // 100)
-    losses, divergences, times, n_skipped = [], [], [], 0
+    losses, divergences, times, energy_errors, n_skipped = [], [], [], [], 0
     begin = time.perf_counter()
     model.train()
     for epoch in range(epochs):
@@ -102,7 +106,9 @@ def fit(
                 f"training diverged: {n_skipped} minibatches up to epoch {epoch} gave no finite gradient (limit "
                 f"{n_tolerated}); lower the learning rate or max_step_size"
             )
-        losses.append(float(np.mean(values)))
+        loss, energy_error = np.mean(values, axis=0).tolist()
+        losses.append(loss)
+        energy_errors.append(energy_error)
         divergences.append(model.kl_per_dimension(features).double().numpy())
         times.append(time.perf_counter() - begin)
         logger.debug("epoch %d: loss %.3f, KL %s", epoch, losses[-1], divergences[-1].round(2))
@@ -111,7 +117,7 @@ def fit(
     if losses[-1] > losses[0]:
         logger.warning("the loss rose from %.4g to %.4g; lower the learning rate", losses[0], losses[-1])
     model.eval()
-    return History(np.array(losses), np.array(divergences), np.array(times), n_skipped)
+    return History(np.array(losses), np.array(divergences), np.array(times), np.array(energy_errors), n_skipped)
 
 
 def _annealed(epoch: int, epochs: int) -> float:
@@ -127,20 +133,22 @@ def _epoch(
     batch_size: int,
     gradient_clip: float,
     estimator: str,
-) -> list[float]:
-    """Step through the data once; return the losses of the minibatches that were used."""
-    losses = []
+) -> list[tuple[float, float]]:
+    """Step through the data once; return loss and energy error of the minibatches that were used."""
+    values = []
     for indices in torch.randperm(len(x), generator=rng).split(batch_size):
         batch = x[indices]
-        loss = -model.log_weight(batch, model.draw_noise(len(batch), rng), estimator=estimator).mean()
+        noise = model.draw_noise(len(batch), rng)
+        trajectory = model.trajectory(batch, noise)
+        loss = -model.weigh(trajectory, noise, estimator=estimator).mean()
         solver.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
         value = loss.item()
         if math.isfinite(value) and math.isfinite(norm.item()):
             solver.step()
-            losses.append(value)
-    return losses
+            values.append((value, trajectory.energy_error.abs().mean().item()))
+    return values
 
 
 def _solver(model: HVAE, optimizer: str, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:

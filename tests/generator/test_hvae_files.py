@@ -45,9 +45,30 @@ def test_training_lowers_the_loss(ring, optimizer, n_leapfrog):
     assert seen == list(enumerate(history.loss))
     assert history.loss[-1] < history.loss[0] - 2
     assert history.kl.shape == (30, 2)
+    assert history.energy_error.shape == (30,)
+    assert ((history.energy_error > 0) == (n_leapfrog > 0)).all()
+    assert history.energy_error.max() < 1  # steps of 0.25 encoder widths are short
     assert history.kl[-1].max() > 0.1
     assert np.isfinite(history.loss).all()
     assert (np.diff(history.seconds) > 0).all()
+
+
+def test_a_hundred_seeded_trainings_stay_finite(ring):
+    """All kinds of models and optimizers in turn; no minibatch is skipped."""
+    for seed in range(100):
+        model = HVAE(
+            6,
+            hidden=(8,),
+            n_leapfrog=(1, 3, 0, 10)[seed % 4],
+            tempering=("none", "fixed", "free")[seed % 3],
+            shared_step_size=seed % 5 == 0,
+            rng=generator(seed),
+        )
+        optimizer, rate = (("adam", 1e-2), ("sgd", 1e-3))[seed % 2]
+        history = fit(model, ring, rng=generator(seed), epochs=3, learning_rate=rate, optimizer=optimizer)
+        assert history.n_skipped == 0, seed
+        assert np.isfinite(np.column_stack([history.loss, history.energy_error, history.kl])).all(), seed
+        assert all(torch.isfinite(parameter).all() for parameter in model.parameters()), seed
 
 
 def test_same_seed_gives_the_same_weights_bit_for_bit(ring):
