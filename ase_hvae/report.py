@@ -18,11 +18,13 @@ def describe(folder: str | Path, ranked: Sequence[Candidate]) -> str:
     funnel, reference = summary["funnel"], summary["reference"]
     search = funnel["reconstruct"]
     seconds = summary["seconds"]
+    null = summary["pearson_null"]
+    known = "" if null is None else f", different known crystals have {null:.2f} on average"
     lines = [
         format_table(ranked, limit=SHOWN),
         "",
         f"dE: energy above {reference['name']} by {summary['calculator']['name']}; "
-        f"r: Pearson correlation of g(r), different known crystals have {summary['pearson_null']:.2f} on average",
+        f"r: Pearson correlation of g(r){known}",
         f"{search['replicas']} replicas, {search['proposed']} proposals, {search['accepted']} accepted, "
         f"{funnel['candidates']} candidates: {funnel['failed']} failed, {funnel['duplicates']} duplicates, "
         f"{funnel['ranked']} ranked ({funnel['new']} new)",

@@ -29,13 +29,16 @@ def summarize(
     reference: Reference,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Funnel counts with the reasons of losses, seconds per stage, seed, hashes and versions; ready for JSON."""
+    """Funnel counts with the reasons of losses, seconds per stage, seed, hashes and versions; ready for JSON.
+
+    ``pearson_null`` is null with a single known crystal, ``outside_training`` with a calculator that does not say.
+    """
     source = funnel.source
     return {
         "seed": source.config.run.seed,
         "funnel": {"reconstruct": dict(counts), **count(candidates)},
         "reference": asdict(reference),
-        "pearson_null": null_correlation(funnel.known_rdfs),
+        "pearson_null": null_correlation(funnel.known_rdfs) if len(source.known) > 1 else None,
         "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
         "calculator": asdict(funnel.record),
         "model": {"path": source.config.run.model or "shipped", "sha256": source.model.card["sha256"]},

@@ -89,9 +89,9 @@ class WatchedCalculator(BaseCalculator):
 
     def _describe(self, error: Exception) -> str:
         kind = "" if isinstance(error, CalculationFailed) else f"{type(error).__name__}: "
-        said = self.explain()
-        where = "" if self.directory is None else f" (run in {self.directory})"
-        return f"{self._name} failed: {kind}{' '.join(str(error).split())}{f'; it said: {said}' if said else ''}{where}"
+        text, said = " ".join(str(error).split()), self.explain()
+        where = "" if self.directory is None or str(self.directory) in text else f" (run in {self.directory})"
+        return f"{self._name} failed: {kind}{text}{f'; it said: {said}' if said else ''}{where}"
 
     def _check_finite(self) -> None:
         for name in _GETTERS:

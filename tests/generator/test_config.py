@@ -1,5 +1,8 @@
 """Options: TOML round trip, overrides, refusals."""
 
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from ase_hvae.config import GenerateConfig, config_from_dict, iterate_options, parse_natoms, read_config, write_config
@@ -10,6 +13,32 @@ def test_toml_round_trip(tmp_path):
     config = GenerateConfig().with_options(seed=7, n=3, natoms="2,4-6", fmax=0.05, calculator="maise,vasp")
     write_config(config, tmp_path / "config.toml")
     assert read_config(tmp_path / "config.toml") == config
+
+
+def test_tables_of_calculators_round_trip(tmp_path):
+    tables = {"vasp": {"encut": 400, "setups": {"Si": "_h"}, "lreal": False}, "gpaw": {"kpts": {"size": (2, 2, 2)}}}
+    config = GenerateConfig().with_options(calculator="maise, vasp,gpaw", **tables)
+    assert config.calculator_settings == {"vasp": tables["vasp"], "espresso": {}, "gpaw": {"kpts": {"size": [2, 2, 2]}}}
+    write_config(config, tmp_path / "config.toml")
+    assert read_config(tmp_path / "config.toml") == config
+    assert "espresso" not in config.to_dict()
+    tables["vasp"]["setups"]["Si"] = "_GW"
+    assert config.vasp["setups"] == {"Si": "_h"}  # a copy of what was handed in
+
+
+def test_examples_of_the_documentation_are_valid():
+    text = (Path(__file__).parents[2] / "docs" / "calculators.md").read_text(encoding="utf-8")
+    examples = [tomllib.loads(block.split("```")[0]) for block in text.split("```toml")[1:]]
+    assert [config_from_dict(example).run.calculator for example in examples] == ["maise,vasp", "espresso", "gpaw"]
+
+
+def test_table_of_a_calculator_that_is_not_used_is_refused(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('[run]\ncalculator = "maise"\n[vasp]\nencut = 400\n')
+    with pytest.raises(
+        ConfigError, match=r"c\.toml: \[vasp\] holds options, but calculator = 'maise' does not use vasp"
+    ):
+        read_config(file)
 
 
 def test_resolved_file_names_every_set_option(tmp_path):
@@ -23,6 +52,11 @@ def test_options_have_unique_names_and_help():
     names = [spec.name for _, _, spec in iterate_options()]
     assert len(names) == len(set(names))
     assert all(spec.metadata["help"] for _, _, spec in iterate_options())
+
+
+@pytest.mark.parametrize("names", ["maise", "vasp, maise", "maise-executable"])
+def test_a_potential_goes_with_any_calculator_of_maise(names):
+    assert GenerateConfig().with_options(potential="x.model", calculator=names).run.potential == "x.model"
 
 
 def test_integers_pass_for_floats():
@@ -58,6 +92,13 @@ def test_natoms_refused(text):
         ({"sampling": "around"}, "go together"),
         ({"around": "diamond"}, "go together"),
         ({"potential": "x.model", "calculator": "vasp"}, "needs maise"),
+        ({"calculator": "vasp", "vasp": "encut = 400"}, "vasp = 'encut = 400' must be a table"),
+        (
+            {"calculator": "vasp", "vasp": {"encut": None}},
+            "vasp.encut = None must be text, true, false, a finite number",
+        ),
+        ({"calculator": "vasp", "vasp": {"kpts": [1, float("nan")]}}, "vasp.kpts = nan must be text"),
+        ({"calculator": "vasp", "gpaw": {"ecut": 400}}, "does not use gpaw; add it to the list or leave the table out"),
         ({"nn": 3}, "unknown option 'nn'"),
     ],
 )

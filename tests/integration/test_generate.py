@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from ase.io import read, write
 
 from ase_hvae import HVAEGenerator, generate, train
 from ase_hvae.cli import main
+from ase_hvae.database import RunFolder
+from ase_hvae.errors import ConfigError, RunFolderError
+from ase_hvae.report import describe
 from maise_bridge import MaiseCalculator
 
 SMALL = ["--n", "6", "--natoms", "1-4", "--n-phonons", "2", "--workers", "1", "--seed", "3"]
@@ -51,6 +55,10 @@ def test_run_folder_is_complete(finished_run):
     assert summary["seed"] == 3
     assert summary["funnel"]["candidates"] == 6
     assert {"reconstruct", "relax", "compare", "phonons"} <= set(summary["seconds"])
+    assert summary["calculator"]["species"] == ["Si"]
+    assert summary["calculator"] == json.loads((folder / "calculator.json").read_text())
+    outside = [row.extrapolation > 0.01 for row in connect(folder / "candidates.db").select(status="ranked")]
+    assert summary["funnel"]["outside_training"] == sum(outside)
     assert len(summary["calculator"]["sha256"]) == len(summary["model"]["sha256"]) == 64
     assert "seed = 3" in (folder / "config.toml").read_text()
     assert "relax" in (folder / "log.txt").read_text()
@@ -71,6 +79,7 @@ def test_rows_hold_what_they_promise(finished_run):
         atoms.calc = MaiseCalculator(model="silicon")
         assert atoms.get_potential_energy() == pytest.approx(row.energy, abs=1e-8)  # same potential, same cell
         assert np.abs(atoms.get_forces()).max() < 0.02
+        assert row.extrapolation == pytest.approx(atoms.calc.results["extrapolation"].max(), abs=1e-6)
         assert -1 <= row.pearson_replica <= 1
         assert 1 <= row.spacegroup <= 230
     for row in selected:
@@ -126,6 +135,7 @@ def test_resume_refuses_other_options(finished_run):
         (["--known", "missing.cif"], "missing.cif"),
         (["--potential", "missing.model"], "missing.model"),
         (["--calculator", "nothing"], "nothing"),
+        (["--calculator", "vasp"], "VASP cannot run without the command of VASP"),
         (["--n", "0"], "at least 1"),
         (["--n", "many"], "invalid int value: 'many'"),
         (["--natoms", "0-4"], "natoms"),
@@ -134,6 +144,8 @@ def test_resume_refuses_other_options(finished_run):
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys, args, message):
+    for variable in ("ASE_VASP_COMMAND", "VASP_COMMAND", "VASP_SCRIPT"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main(["generate", *args])
@@ -175,6 +187,62 @@ def test_another_element_and_calculator(copper_weights, tmp_path):
     assert ranked
     assert min(candidate.energy_above for candidate in ranked) > -1e-3  # EMT: fcc is the ground state of copper
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["reference"]["name"] == "fcc"
+
+
+@pytest.fixture
+def vasp(monkeypatch, tmp_path):
+    """A stand-in for VASP that computes copper by EMT and fails for structures of three atoms."""
+    potcar = tmp_path / "potentials" / "potpaw_PBE" / "Cu" / "POTCAR"
+    potcar.parent.mkdir(parents=True)
+    potcar.write_text("  PAW_PBE Cu\n   TITEL  = PAW_PBE Cu 22Jun2005\n   ENMAX  =  295.446; ENMIN  =  221.585 eV\n")
+    standin = Path(__file__).parents[1] / "generator" / "standin_vasp.py"
+    monkeypatch.setenv("VASP_PP_PATH", str(tmp_path / "potentials"))
+    monkeypatch.setenv("ASE_VASP_COMMAND", f"{sys.executable} {standin} exit 3")
+    return potcar
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Loaded .*VASP.* from environment")
+def test_vasp_takes_over_where_the_potential_does_not_cover_the_element(copper_weights, tmp_path, vasp):
+    weights, known = copper_weights[0], tmp_path / "fcc.extxyz"
+    write(known, [atoms for atoms in read(copper_weights[1], ":") if atoms.info["name"] == "fcc"])
+    options = {
+        "model": str(weights), "known": str(known), "calculator": "maise,vasp",
+        "vasp": {"encut": 350, "kpts": [2, 2, 2]},
+        "n": 3, "natoms": "1,3", "n_phonons": 0, "sampling": "posterior", "pearson_threshold": 1.0, "fmax": 0.2,
+        "optimizer": "LBFGS", "workers": 2, "seed": 2, "n_proposals": 300,
+    }  # fmt: skip
+    folder = tmp_path / "run"
+    ranked = generate(out=folder, **options)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["calculator"]["name"] == "vasp"
+    assert summary["calculator"]["species"] == ["Cu"]
+    assert summary["calculator"]["settings"]["encut"] == 350
+    assert summary["calculator"]["refused"] == ["maise: model 'silicon' covers Si, not Cu; pass another model"]
+    assert summary["funnel"]["outside_training"] is None
+    assert summary["pearson_null"] is None  # a single known crystal has no other to be compared with
+    assert "dE: energy above fcc by vasp; r: Pearson correlation of g(r)\n" in describe(folder, ranked)
+    assert "covers Si, not Cu" in (folder / "log.txt").read_text()
+    for candidate in ranked:
+        assert len(candidate.atoms) == 1
+        assert EMT().get_potential_energy(candidate.atoms) == pytest.approx(candidate.energy, abs=1e-8)
+    failed = [row.data["failure"] for row in connect(folder / "candidates.db").select(status="failed")]
+    assert ranked
+    assert failed
+    assert all("vasp failed: vasp in" in text and "ZBRENT: fatal error" in text for text in failed)
+    runs = sorted((folder / "calculator_runs").iterdir())
+    assert len(runs) >= 2  # a folder for each process: the reference is computed in this one
+    assert all("ENCUT = 350" in (run / "INCAR").read_text() for run in runs)
+    vasp.write_text(vasp.read_text() + "another version\n")
+    with pytest.raises(ConfigError, match=r"calculator is no longer the one that the run began with \(sha256 was"):
+        generate(out=folder, resume=True)
+    with pytest.raises(ConfigError, match="encut was 350, now 400"):
+        generate(out=folder, resume=True, vasp={"encut": 400, "kpts": [2, 2, 2]})
+    (folder / "calculator.json").unlink()
+    with pytest.raises(RunFolderError, match=r"cannot read .*calculator\.json: .*start the run anew"):
+        generate(out=folder, resume=True)
+    RunFolder(folder, overwrite=True).clear()
+    assert list(folder.iterdir()) == []
 
 
 def test_generator_yields_crystals_with_provenance():
