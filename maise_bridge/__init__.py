@@ -1,6 +1,7 @@
 """MAISE neural-network potentials as ASE calculators; usable without ase_hvae.
 
-Public names are loaded on first use: reading and writing model files needs no torch.
+Public names are loaded on first use: reading and writing model files needs no torch. Importing the package makes the
+calculator known to ASE's ``get_calculator_class("maise")``, without loading compiled code.
 """
 
 from __future__ import annotations
@@ -43,3 +44,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
+
+
+def _register() -> None:
+    from maise_bridge.plugin import register
+
+    register()
+
+
+_register()

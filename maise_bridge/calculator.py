@@ -17,13 +17,14 @@ from ase.calculators.calculator import (
     all_changes,
 )
 
-from maise_bridge.gupta import GuptaModel, GuptaPotential, check_periodicity
+from maise_bridge.gupta_file import GuptaModel
 from maise_bridge.model_file import MaiseModel, read_model
-from maise_bridge.neighbors import NeighborList, NeighborListCache
-from maise_bridge.potential import MaisePotential
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # compiled code is loaded where a potential is made: ASE loads this module to know the calculator
     from maise_bridge.batch_relax import Relaxed
+    from maise_bridge.gupta import GuptaPotential
+    from maise_bridge.neighbors import NeighborList
+    from maise_bridge.potential import MaisePotential
 
 logger = logging.getLogger(__name__)
 EXTRAPOLATION_TOLERANCE = 0.01  # of an input's range; less is not worth a warning
@@ -91,6 +92,8 @@ class MaiseCalculator(Calculator):
         skin: float = 0.4,
         **kwargs: Any,
     ) -> None:
+        from maise_bridge.neighbors import NeighborListCache
+
         self.model_path: Path | None = None
         if isinstance(model, MaiseModel | GuptaModel):
             label = f"model {model.unique_id} in memory"
@@ -163,6 +166,8 @@ class MaiseCalculator(Calculator):
         return batch_relax(structures, self.potential, **options)
 
     def _check(self, atoms: Atoms) -> None:
+        from maise_bridge.gupta import check_periodicity
+
         missing = sorted(set(atoms.symbols) - set(self.species))
         if missing:
             covered = f"model {self.parameters['model']!r} covers {', '.join(self.species)}"
@@ -204,6 +209,9 @@ class MaiseCalculator(Calculator):
 def _potential(
     model: MaiseModel | GuptaModel, core_repulsion: bool | float, label: str
 ) -> MaisePotential | GuptaPotential:
+    from maise_bridge.gupta import GuptaPotential
+    from maise_bridge.potential import MaisePotential
+
     if isinstance(model, MaiseModel):
         return MaisePotential(model, core_repulsion=core_repulsion)
     if not isinstance(core_repulsion, bool):
