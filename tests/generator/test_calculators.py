@@ -223,4 +223,5 @@ def test_real_gpaw_gives_a_stress_that_is_the_derivative_of_its_energy(tmp_path)
     for copy, strain in zip(strained, (0.005, -0.005), strict=True):
         copy.set_cell(atoms.cell * (1 + strain), scale_atoms=True)
     difference = np.diff([calc.get_potential_energy(copy) for copy in strained])[0] / -0.01
-    assert atoms.get_volume() * calc.get_stress(atoms)[:3].sum() == pytest.approx(difference, rel=0.1, abs=0.2)
+    # The basis at 150 eV changes with the cell; that, the Pulay stress, is 8 % here.
+    assert atoms.get_volume() * calc.get_stress(atoms)[:3].sum() == pytest.approx(difference, rel=0.15)

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from ase.build import bulk
 from ase.calculators.calculator import CalculationFailed, CalculatorSetupError
+from ase.calculators.emt import EMT
 from ase.config import cfg
 
 from ase_hvae.calculators import get_calculator
+from ase_hvae.calculators.espresso import WatchedEspresso
 
 pytestmark = pytest.mark.usefixtures("no_programs")
 PSEUDOPOTENTIALS = Path("/usr/share/espresso/pseudo")  # of the Debian package quantum-espresso-data
@@ -107,15 +109,27 @@ def test_a_choice_among_pseudopotentials_is_left_to_the_user(espresso, tmp_path)
         open_espresso(tmp_path, ["Si"], {"command": espresso["command"]})
 
 
+def test_an_output_without_convergence_or_end_is_refused(tmp_path):
+    calc, output = WatchedEspresso("espresso", EMT, tmp_path), tmp_path / "espresso.pwo"
+    output.write_text("convergence has been achieved in 9 iterations\n")
+    with pytest.raises(CalculationFailed, match="cut off: it was killed or the disk is full"):
+        calc.get_potential_energy(bulk("Cu"))
+    output.write_text("convergence NOT achieved after 100 iterations\nJOB DONE.\n")
+    with pytest.raises(CalculationFailed, match=r"did not converge; raise electron_maxstep.* NOT achieved after 100"):
+        calc.get_potential_energy(bulk("Cu"))
+    output.write_text("convergence has been achieved in 9 iterations\nJOB DONE.\n")
+    assert calc.get_potential_energy(bulk("Cu")) == EMT().get_potential_energy(bulk("Cu"))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pw.x") is None, reason="pw.x of Quantum ESPRESSO is not installed")
 @pytest.mark.skipif(
-    not (PSEUDOPOTENTIALS / "Si.pz-vbc.UPF").is_file(), reason=f"no Si.pz-vbc.UPF in {PSEUDOPOTENTIALS}"
+    not (PSEUDOPOTENTIALS / "Si.pbe-rrkj.UPF").is_file(), reason=f"no Si.pbe-rrkj.UPF in {PSEUDOPOTENTIALS}"
 )
 def test_energies_forces_and_stress_of_real_quantum_espresso_belong_together(tmp_path):
     options = {
         "pseudo_dir": str(PSEUDOPOTENTIALS),
-        "pseudopotentials": {"Si": "Si.pz-vbc.UPF"},
+        "pseudopotentials": {"Si": "Si.pbe-rrkj.UPF"},
         "kpts": [2, 2, 2],
         "input_data": {"ecutwfc": 14.0, "conv_thr": 1e-10},
     }
