@@ -296,14 +296,15 @@ class _Batch:
 
 def _expm(matrices: np.ndarray) -> np.ndarray:
     """Exponentials of small matrices (n, m, m): Taylor series of scaled-down matrices, squared up again."""
-    norm = np.abs(matrices).sum(axis=2).max(initial=0.0)
-    n_squarings = max(0, int(np.ceil(np.log2(norm / 0.25)))) if np.isfinite(norm) and norm > 0 else 0
-    scaled = matrices / 2.0**n_squarings
+    norms = np.abs(matrices).sum(axis=2).max(axis=1)
+    n_squarings = np.ceil(np.log2(np.maximum(norms, 1e-300) / 0.25)).clip(0, 60)  # NaN stays NaN
+    scaled = matrices * 0.5 ** n_squarings[:, None, None]
     term = np.broadcast_to(np.eye(matrices.shape[-1]), matrices.shape)
     result = term.copy()
     for order in range(1, 13):  # 0.25^13 / 13! = 2e-18
         term = term @ scaled / order
         result += term
-    for _ in range(n_squarings):
-        result = result @ result
+    for number in range(int(np.nanmax(n_squarings, initial=0))):
+        more = n_squarings > number
+        result[more] = result[more] @ result[more]
     return result

@@ -63,11 +63,10 @@ class CompiledFunctions:
         etas, lanes = np.unique(basis.angular[:, 0], return_inverse=True)
         self._etas = np.zeros((1, kernels.LANES))
         self._etas[0, : len(etas)] = etas
-        # factor of each entry of a table in each angular function
-        self._spread = np.zeros((len(basis.angular), len(kernels.POWERS), kernels.LANES))
-        for number, (lane, (_, zeta, sign)) in enumerate(zip(lanes, basis.angular.tolist(), strict=True)):
-            self._spread[number, kernels.POWERS.index((zeta, sign)), lane] = 2.0 * 2.0 ** (1.0 - zeta)
-        self._spread.shape = (len(basis.angular), -1)
+        # where each angular function stands in a table, and the factor in front of it
+        powers = [kernels.POWERS.index((zeta, sign)) for _, zeta, sign in basis.angular.tolist()]
+        self._places = np.array(powers, dtype=np.int64) * kernels.LANES + lanes
+        self._factors = 4.0 * 0.5 ** basis.angular[:, 1]
 
     def shells(self, squares: np.ndarray) -> Shells:
         """Evaluate all functions of r, given r² (n_bonds,) in Å²."""
@@ -98,7 +97,7 @@ class CompiledFunctions:
         for number, columns in enumerate(self._pair_columns):
             out[:, columns] = pairs[:, number]
         for number, columns in enumerate(self._angular_columns):
-            out[:, columns] = tables[:, number] @ self._spread.T
+            out[:, columns] = tables[:, number, self._places] * self._factors
         return out
 
     def backward(self, bonds: Topology, shells: Shells, species: np.ndarray, gradient: np.ndarray) -> np.ndarray:
@@ -113,7 +112,7 @@ class CompiledFunctions:
         tables = self._new_tables(len(species))
         by_block = tables.reshape(len(species), len(self._angular_columns), -1)
         for number, columns in enumerate(self._angular_columns):
-            by_block[:, number] = gradient[:, columns] @ self._spread
+            by_block[:, number, self._places] = gradient[:, columns] * self._factors
         with kernels.superwords():
             kernels.differentiate_triangles(
                 *self._triangles(bonds, shells, species), self._etas, shells.damping, tables, slopes
@@ -162,14 +161,17 @@ def _layers(model: MaiseModel, s: int, descriptors: np.ndarray) -> tuple[np.ndar
     """Energies (n,) of atoms of species s and their derivatives by the descriptors (n, n_inputs)."""
     signal = (descriptors - model.minimum[s]) * model.scale[s]
     hidden = []
-    for matrix, vector in zip(model.weights[:-1], model.biases[:-1], strict=True):
-        signal = np.tanh(signal @ matrix[s].T + vector[s])
+    for matrix, vector in zip(model.weights, model.biases, strict=True):
+        outcome = np.tile(vector[s], (len(signal), 1))
+        kernels.add_product(signal, matrix[s], outcome)
+        signal = np.tanh(outcome)
         hidden.append(signal)
-    energies = signal @ model.weights[-1][s, 0] + model.biases[-1][s, 0]
-    gradient = np.broadcast_to(model.weights[-1][s], signal.shape)
-    for signal, matrix in zip(reversed(hidden), reversed(model.weights[:-1]), strict=True):
-        gradient = (gradient * (1.0 - signal * signal)) @ matrix[s]
-    return energies, gradient * model.scale[s]
+    gradient = np.tile(model.weights[-1][s, 0], (len(signal), 1))
+    for signal, matrix in zip(reversed(hidden[:-1]), reversed(model.weights[:-1]), strict=True):
+        before = np.zeros((len(signal), matrix.shape[2]))
+        kernels.add_transposed_product(gradient * (1.0 - signal * signal), matrix[s], before)
+        gradient = before
+    return outcome[:, 0], gradient * model.scale[s]
 
 
 def _extrapolation(model: MaiseModel, s: int, descriptors: np.ndarray) -> np.ndarray:

@@ -330,7 +330,32 @@ def collect(centre, neighbour, structure, vectors, slopes, gradient, virials):
                 virials[s, x, y] += along * vectors[bond, y]
 
 
+@_njit
+def add_product(signals, matrix, out):
+    """Add signals (n, n_in) @ matrix.T to `out` (n, n_out), for matrix (n_out, n_in); each row without the others.
+
+    BLAS sums in an order that depends on how many rows there are; here an atom's energy is the same in every batch.
+    """
+    for n in range(signals.shape[0]):
+        for m in range(matrix.shape[0]):
+            total = 0.0
+            for i in range(matrix.shape[1]):
+                total += matrix[m, i] * signals[n, i]
+            out[n, m] += total
+
+
+@_njit
+def add_transposed_product(gradients, matrix, out):
+    """Add gradients (n, n_out) @ matrix to `out` (n, n_in), for matrix (n_out, n_in); each row without the others."""
+    for n in range(gradients.shape[0]):
+        for m in range(matrix.shape[0]):
+            factor = gradients[n, m]
+            for i in range(matrix.shape[1]):
+                out[n, i] += factor * matrix[m, i]
+
+
 def fits(angular: np.ndarray) -> bool:
-    """Whether the rows eta, zeta, lambda of a basis have a place in the tables."""
-    pairs = {(zeta, sign) for _, zeta, sign in angular.tolist()}
-    return pairs <= set(POWERS) and len(np.unique(angular[:, 0])) <= LANES
+    """Whether the rows eta, zeta, lambda of a basis have a place each in the tables."""
+    functions = {tuple(row) for row in angular.tolist()}
+    pairs = {(zeta, sign) for _, zeta, sign in functions}
+    return pairs <= set(POWERS) and len(np.unique(angular[:, 0])) <= LANES and len(functions) == len(angular)
