@@ -1,10 +1,11 @@
-"""Recover offset and scale of a Gaussian model by HVAE, mean field and planar flow: Caterini, Doucet & Sejdinovic (2018).
+"""Recover offset and scale of a Gaussian model by HVAE, mean field and planar flow.
 
     OMP_NUM_THREADS=1 python benchmarks/quality_hvae_gaussian.py [--dimensions 2 5 11 25 51] [--report]
 
-Data x_i = z + Delta + Sigma^(1/2) eps_i, i = 1 .. 10,000, with one z ~ N(0, I) a data set; Delta runs evenly from
--(d - 1)/10 to (d - 1)/10, the standard deviations quadratically from 1 over 0.1 in the middle back to 1. Delta and
-Sigma are learned by ascending the ELBO with RMSprop, ten samples a step, from Delta = 0 and a standard deviation of e^3.
+The experiment of Caterini, Doucet & Sejdinovic (NeurIPS 2018). Data x_i = z + Delta + Sigma^(1/2) eps_i, i = 1 ..
+10,000, with one z ~ N(0, I) a data set; Delta runs evenly from -(d - 1)/10 to (d - 1)/10, the standard deviations
+quadratically from 1 over 0.1 in the middle back to 1. Delta and Sigma are learned by ascending the ELBO with RMSprop,
+ten samples a step, from Delta = 0 and a standard deviation of e^3.
 The variational families: N(mu, diag s^2) (mean field, which holds the true posterior); ten planar flows of N(0, I);
 leapfrog trajectories from N(0, I) with the package's `integrate` and `Tempering`. Data sets are independent rows of
 the same tensors, so that all are trained at once.

@@ -65,7 +65,7 @@ def planned(part: str) -> Iterator[Run]:
     sgd: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1e-2}
     longer: dict[str, Any] = {"epochs": 200, "anneal": True, "held_out": HELD_OUT}
     if part == "figure":
-        yield from (Run(part, k, seed, epochs=450 if k == 0 else 150) for seed in range(10) for k in (0, 3))
+        yield from (Run(part, k, seed, epochs=n) for seed in range(10) for k, n in ((0, 450), (3, 150), (0, 150)))
     for seed in range(100 if part == "finite" else 5):
         if part == "rates":
             for rate in RATES:

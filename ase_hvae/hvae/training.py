@@ -33,8 +33,8 @@ class History:
     seconds : ndarray, (n_epochs,)
         Wall time since the start.
     energy_error : ndarray, (n_epochs,)
-        Mean of |H_end - H_start| of the epoch's leapfrog trajectories, in nats (what tempering takes out does not count);
-        zero without leapfrog steps. Above some tens the steps are too long for the posterior.
+        Mean of |H_end - H_start| over the epoch, in nats, without what tempering takes out; zero without leapfrog steps.
+        Far above 1 the steps are too long for the posterior.
     n_skipped : int
         Minibatches whose gradient was not finite (a trajectory ran away) and that were therefore not used.
     """
