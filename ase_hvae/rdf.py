@@ -157,7 +157,7 @@ def smeared_histogram(
     distances, weights, rows = distances[inside], weights[inside], rows[inside]
     offsets = torch.arange(-reach, reach + 1, device=distances.device)
     bins = torch.floor(distances.detach() / width).long()[:, None] + offsets
-    deviation = ((bins + 0.5) * width - distances[:, None]) / sigma
+    deviation = ((bins.to(distances.dtype) + 0.5) * width - distances[:, None]) / sigma
     values = torch.exp(-0.5 * deviation**2) * (weights / (sigma * math.sqrt(2 * math.pi)))[:, None]
     flat = (rows[:, None] * padded + bins + reach).reshape(-1)
     total = values.new_zeros(n_rows * padded).index_add(0, flat, values.reshape(-1))
