@@ -29,6 +29,10 @@ class PhononError(AseHvaeError):
     """Force constants or frequencies could not be computed."""
 
 
+class ElasticityError(AseHvaeError):
+    """An elastic tensor could not be computed, or an unstable one has no moduli."""
+
+
 class ConfigError(AseHvaeError, ValueError):
     """An option or configuration file is wrong."""
 

@@ -208,6 +208,18 @@ def rotations(atoms: Atoms, *, symprec: float = 0.01) -> np.ndarray:
     return np.unique(np.asarray(dataset.rotations, dtype=int), axis=0)
 
 
+def cartesian_rotations(atoms: Atoms, *, symprec: float = 0.01) -> np.ndarray:
+    """Point group of a crystal as orthogonal matrices, x' = Q x in the axes of ``atoms``, ``(n, 3, 3)``.
+
+    They do not depend on the choice of cell: those of a supercell are found from the primitive cell.
+    """
+    small = primitive(atoms, symprec=symprec)
+    columns = small.cell[:].T
+    turned = columns @ rotations(small, symprec=symprec) @ np.linalg.inv(columns)
+    left, _, right = np.linalg.svd(turned)  # the nearest orthogonal matrices: a lattice has its symmetry to symprec
+    return left @ right
+
+
 def wyckoff_sites(atoms: Atoms, *, symprec: float = 0.01) -> tuple[int, tuple[str, ...]]:
     """Space-group number and the Wyckoff position of every orbit, e.g. ``(227, ("8a",))`` for diamond.
 

@@ -162,3 +162,21 @@ def test_other_bad_input_is_refused(diamond):
     overlapping = Atoms("Si2", positions=[[0, 0, 0], [0, 0, 1e-4]], cell=[3, 3, 3], pbc=True)
     with pytest.raises(SymmetryError, match="spglib failed at symprec"):
         symmetry.space_group(overlapping)
+
+
+@pytest.mark.parametrize("crystal", [bulk("Si", "diamond", a=5.43), zincblende(), hexagonal_polytype(), bulk("Mg")])
+def test_cartesian_rotations_are_orthogonal_form_a_group_and_turn_with_the_crystal(crystal):
+    found = symmetry.cartesian_rotations(crystal)
+    assert len(found) == symmetry.space_group(crystal).n_operations
+    assert np.allclose(found @ found.transpose(0, 2, 1), np.eye(3), atol=1e-12)
+    for product in (found[:, None] @ found[:4]).reshape(-1, 3, 3):
+        assert np.abs(found - product).max(axis=(1, 2)).min() < 1e-6
+    turned = make_supercell(crystal, [[1, 1, 0], [0, 1, 0], [0, 1, 2]])  # a cell of lower symmetry than the crystal
+    turned.rotate(37.0, (1, 2, 3), rotate_cell=True)
+    turn = Atoms("H", positions=[[0, 0, 0]], cell=np.eye(3))
+    turn.rotate(37.0, (1, 2, 3), rotate_cell=True)
+    q = turn.cell[:].T
+    others = symmetry.cartesian_rotations(turned)
+    assert len(others) == len(found)
+    for rotation in q @ found @ q.T:
+        assert np.abs(others - rotation).max(axis=(1, 2)).min() < 1e-6
