@@ -64,15 +64,29 @@ def deform(atoms: Atoms, augmentation: Augmentation, rng: np.random.Generator) -
     return copy
 
 
-def crystal_features(structures: Sequence[Atoms], settings: RDFSettings) -> np.ndarray:
-    """Return RDF and log volume per atom (Å^3) of crystals of one element, ``(n, n_bins + 1)``."""
-    rdfs = radial_distribution(list(structures), rmax=settings.rmax, n_bins=settings.n_bins, sigma=settings.sigma)
+def crystal_features(
+    structures: Sequence[Atoms], settings: RDFSettings, species: Sequence[str] | None = None
+) -> np.ndarray:
+    """Return RDF and log volume per atom (Å^3) of crystals, ``(n, n_channels * n_bins + 1)``.
+
+    The RDF has a channel for each unordered pair of species (`ase_hvae.rdf.channel_pairs`), one after the other.
+
+    Parameters
+    ----------
+    structures : sequence of Atoms
+    settings : RDFSettings
+    species : sequence of str, optional
+        Chemical symbols that span the channels; by default all that occur.
+    """
+    rdfs = radial_distribution(
+        list(structures), rmax=settings.rmax, n_bins=settings.n_bins, sigma=settings.sigma, species=species
+    )
     log_volume = np.log([atoms.get_volume() / len(atoms) for atoms in structures])
-    return np.concatenate([rdfs, log_volume[:, None]], axis=1)
+    return np.concatenate([rdfs.reshape(len(structures), -1), log_volume[:, None]], axis=1)
 
 
 class CrystalDataset:
-    """Crystals of one element with their features.
+    """Crystals of one composition with their features.
 
     Parameters
     ----------
@@ -85,9 +99,17 @@ class CrystalDataset:
     Attributes
     ----------
     names : tuple of str
-    species : str
-    features : ndarray, (n_crystals, n_bins + 1)
+    species : tuple of str
+        Chemical symbols, sorted; pairs of them are the channels of the RDF.
+    composition : str
+        Reduced formula that all crystals share, as ``Si`` or ``CSi``.
+    features : ndarray, (n_crystals, n_channels * n_bins + 1)
         Of the ideal crystals, in physical units.
+
+    Raises
+    ------
+    StructureError
+        If there is no structure, one is broken, or they have different compositions.
     """
 
     def __init__(
@@ -98,10 +120,13 @@ class CrystalDataset:
         self.structures = tuple(structures)
         self.settings = settings or RDFSettings()
         self.indices = tuple(range(len(structures))) if indices is None else tuple(indices)
-        self.names = tuple(_name(atoms, index) for atoms, index in zip(self.structures, self.indices, strict=True))
+        self.names = tuple(
+            crystal_name(atoms, index) for atoms, index in zip(self.structures, self.indices, strict=True)
+        )
         for atoms, name in zip(self.structures, self.names, strict=True):
             check_structure(atoms, label=name)
-        self.species = _single_species(self.structures)
+        self.composition = _common_composition(self.structures)
+        self.species = tuple(sorted(set(self.structures[0].symbols)))
         self.features = crystal_features(self.structures, self.settings)
 
     def __len__(self) -> int:
@@ -109,7 +134,7 @@ class CrystalDataset:
 
     @property
     def rdfs(self) -> np.ndarray:
-        """g(r) of the ideal crystals, ``(n_crystals, n_bins)``."""
+        """g(r) of the ideal crystals, ``(n_crystals, n_channels * n_bins)``."""
         return self.features[:, :-1]
 
     @property
@@ -146,7 +171,7 @@ class CrystalDataset:
         return self.select(sorted(order[n_held_out:])), self.select(sorted(order[:n_held_out]))
 
     def augmented(self, augmentation: Augmentation, seed: int) -> np.ndarray:
-        """Return features of deformed copies, ``(n_crystals * n_copies, n_bins + 1)``, crystal after crystal.
+        """Return features of deformed copies, ``(n_crystals * n_copies, n_features)``, crystal after crystal.
 
         The copies of a crystal depend on the seed and on the crystal's index only, not on the rest of the set.
         """
@@ -154,7 +179,7 @@ class CrystalDataset:
         for atoms, index in zip(self.structures, self.indices, strict=True):
             rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(AUGMENT_STAGE, index)))
             copies = [atoms, *(deform(atoms, augmentation, rng) for _ in range(augmentation.n_copies - 1))]
-            blocks.append(crystal_features(copies, self.settings))
+            blocks.append(crystal_features(copies, self.settings, self.species))
         return np.concatenate(blocks)
 
 
@@ -199,7 +224,7 @@ def exclude_matches(structures: Sequence[Atoms], excluded: Sequence[Atoms]) -> t
         matches = any(matcher.fit(convert(_bare(atoms)), target) for target in targets)
         (dropped if matches else kept).append(atoms)
         if matches:
-            logger.info("excluded from training: %s", _name(atoms, index))
+            logger.info("excluded from training: %s", crystal_name(atoms, index))
     return kept, dropped
 
 
@@ -207,15 +232,17 @@ def _bare(atoms: Atoms) -> Atoms:
     return Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
 
 
-def _name(atoms: Atoms, index: int) -> str:
-    return str(atoms.info.get("name") or f"{atoms.get_chemical_formula()}-{index}")
+def crystal_name(atoms: Atoms, index: int) -> str:
+    """``info["name"]`` of a crystal, else file and position that it was read from, else formula and number."""
+    name = atoms.info.get("name") or atoms.info.get("source")
+    return str(name or f"{atoms.get_chemical_formula()}-{index}")
 
 
-def _single_species(structures: Sequence[Atoms]) -> str:
-    species = sorted({symbol for atoms in structures for symbol in atoms.symbols})
-    if len(species) > 1:
+def _common_composition(structures: Sequence[Atoms]) -> str:
+    found = sorted({atoms.symbols.formula.reduce()[0].format("hill") for atoms in structures})
+    if len(found) > 1:
         raise StructureError(
-            f"the structures hold {', '.join(species)}; the HVAE is trained on crystals of one element: "
-            "pass those of one element only"
+            f"the structures have compositions {', '.join(found)}; the HVAE is trained on crystals of one composition: "
+            "pass those of one only"
         )
-    return species[0]
+    return found[0]

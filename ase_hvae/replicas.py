@@ -9,6 +9,7 @@ import torch
 
 from ase_hvae.errors import ModelError
 from ase_hvae.hvae import HVAE
+from ase_hvae.rdf import channel_pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +21,8 @@ class Replica:
     index : int
         Position in the list of decoded latents.
     latent : ndarray, (latent_dim,)
-    rdf : ndarray, (n_bins,)
-        g(r), not negative.
+    rdf : ndarray, (n_bins,) or (n_channels, n_bins)
+        g(r), not negative; with several species a channel for each pair of them (`ase_hvae.rdf.channel_pairs`).
     volume_per_atom : float
         Å^3.
     """
@@ -51,4 +52,7 @@ def decode(model: HVAE, latents: np.ndarray) -> list[Replica]:
             f"{latents[broken][0]}; stay within the prior's range or train again"
         )
     rdf = np.clip(rdf, 0, None)
+    species = model.card.get("species", ())
+    if len(species) > 1:
+        rdf = rdf.reshape(len(rdf), len(channel_pairs(species)), -1)
     return [Replica(i, latents[i].copy(), rdf[i], float(volume[i])) for i in range(len(latents))]

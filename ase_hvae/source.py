@@ -12,7 +12,7 @@ from ase_hvae import sampling
 from ase_hvae.candidate import Candidate
 from ase_hvae.config import GenerateConfig, parse_natoms
 from ase_hvae.data import load_known
-from ase_hvae.errors import ConfigError, SymmetryError
+from ase_hvae.errors import ConfigError, ModelError, SymmetryError
 from ase_hvae.hvae import HVAE, load_model
 from ase_hvae.rdf import RDFSettings
 from ase_hvae.reconstruct import WyckoffPrior, reconstruct
@@ -60,6 +60,11 @@ class CrystalSource:
             If the weights or crystals cannot be read, or do not fit each other or the options.
         """
         model = load_model(config.run.model)
+        if len(model.card["species"]) > 1:
+            raise ModelError(
+                f"the HVAE weights know crystals of {', '.join(model.card['species'])}; crystals are reconstructed for "
+                "one element only so far: decode replicas with ase_hvae.replicas, or use weights of one element"
+            )
         species = str(model.card["species"][0])
         known = known_crystals(config.run.known, species)
         # Of the crystals trained on, not of the known ones: what was held out must stay unknown to the proposals too.

@@ -20,7 +20,14 @@ from ase import Atoms
 
 from ase_hvae import __version__
 from ase_hvae.data import load_known
-from ase_hvae.dataset import Augmentation, CrystalDataset, exclude_matches, mean_pair_correlation, standardisation
+from ase_hvae.dataset import (
+    Augmentation,
+    CrystalDataset,
+    crystal_name,
+    exclude_matches,
+    mean_pair_correlation,
+    standardisation,
+)
 from ase_hvae.errors import ModelError
 from ase_hvae.hvae import HVAE, History, central_grid, fit, save_model
 from ase_hvae.progress import track
@@ -32,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 Structures = str | os.PathLike[str] | Sequence[Atoms]
 
-COLLAPSED_KL = 0.1  # nats; a latent dimension below carries nothing
+COLLAPSED_KL = 0.1  # nats; a latent dimension below carries nothing: it is no active unit
+MEMORISED_DISTANCE = 0.005  # mean Pearson distance of replicas to the nearest training RDF; below they are copies
 COLLAPSED_SPREAD = 0.02  # mean Pearson distance of the grid's replicas; below they are all alike
 MODEL_STAGE, FIT_STAGE, EVALUATION_STAGE = 111, 112, 113  # first entries of the seeds' spawn keys
 
@@ -98,6 +106,9 @@ class TrainResult:
         Mean Pearson correlation of decoded posterior means with the crystals' RDFs.
     null_correlation : float
         Mean Pearson correlation of the RDFs of different crystals.
+    replica_novelty : float
+        Mean Pearson distance of the grid's replicas to the nearest RDF that was trained on: near zero the model
+        repeats what it knows. The card also has its quantiles and the same distance among the crystals.
     seconds : float
     """
 
@@ -110,13 +121,15 @@ class TrainResult:
     replica_spread: float
     reconstruction_correlation: float
     null_correlation: float
+    replica_novelty: float
     seconds: float
 
     def __str__(self) -> str:
         divergences = ", ".join(f"{kl:.2f}" for kl in self.model.card["kl_per_dimension"])
         lines = [
             f"{self.path}: {len(self.names)} crystals, {self.seconds:.0f} s, loss {self.history.loss[-1]:.1f} nats",
-            f"KL per latent dimension {divergences} nats; Pearson distance of replicas {self.replica_spread:.3f}",
+            f"KL per latent dimension {divergences} nats; Pearson distance of replicas {self.replica_spread:.3f}, "
+            f"to the nearest training crystal {self.replica_novelty:.3f}",
             f"Pearson correlation of reconstructions {self.reconstruction_correlation:.3f}, "
             f"of different crystals {self.null_correlation:.3f}",
         ]
@@ -136,7 +149,7 @@ def train(
     recipe: Recipe | None = None,
     **changes: Any,
 ) -> TrainResult:
-    """Train an HVAE on the RDFs of crystals of one element and write weights and card.
+    """Train an HVAE on the RDFs of crystals of one composition and write weights and card.
 
     Runs on one thread, so that the same seed, versions and processor give the same weights bit for bit.
 
@@ -156,7 +169,7 @@ def train(
     Raises
     ------
     StructureError
-        If the structures cannot be read, are broken or hold more than one element.
+        If the structures cannot be read, are broken or have different compositions.
     ModelError
         If training diverges or the model collapses (all replicas alike); nothing is written then.
     """
@@ -168,13 +181,13 @@ def train(
         raise ModelError(f"{len(kept)} of {len(known)} structures are left to train on; at least 2 are needed")
     with _one_thread():
         dataset = CrystalDataset(kept, recipe.rdf)
-        logger.info("training on %d crystals of %s, %d excluded", len(dataset), dataset.species, len(dropped))
+        logger.info("training on %d crystals of %s, %d excluded", len(dataset), dataset.composition, len(dropped))
         held_out = _measure_held_out(dataset, recipe, seed)
         model, history = _fit(dataset, recipe, seed, "train")
         quality = assess(model, dataset)
         _refuse_collapse(quality)
     model.card.update(_card(dataset, recipe, seed, history), **quality, **held_out)
-    model.card["excluded"] = [atoms.info.get("name", atoms.get_chemical_formula()) for atoms in dropped]
+    model.card["excluded"] = [crystal_name(atoms, index) for index, atoms in enumerate(dropped)]
     path = save_model(model, out)
     seconds = time.perf_counter() - begin
     logger.info("wrote %s after %.0f s", path, seconds)
@@ -188,6 +201,7 @@ def train(
         replica_spread=quality["replica_spread"],
         reconstruction_correlation=quality["reconstruction_correlation"],
         null_correlation=quality["null_correlation"],
+        replica_novelty=quality["replica_novelty"]["mean"],
         seconds=seconds,
     )
 
@@ -201,8 +215,11 @@ def assess(model: HVAE, dataset: CrystalDataset) -> dict[str, Any]:
     replicas, replica_volumes = model.decode(central_grid(15, 0.9, model.latent_dim))
     sites = [wyckoff_sites(atoms) for atoms in dataset.structures]
     columns = zip(dataset.names, mean.tolist(), std.tolist(), correlations, volumes.tolist(), sites, strict=True)
+    divergences = model.kl_per_dimension(features).tolist()
     return {
-        "kl_per_dimension": model.kl_per_dimension(features).tolist(),
+        "kl_per_dimension": divergences,
+        "active_units": {"n": sum(kl >= COLLAPSED_KL for kl in divergences), "threshold": COLLAPSED_KL},
+        "replica_novelty": novelty(replicas.double().numpy(), dataset.rdfs),
         "replica_spread": 1 - mean_pair_correlation(replicas.double().numpy()),
         "replica_volumes": [replica_volumes.min().item(), replica_volumes.max().item()],
         "reconstruction_correlation": float(np.mean(correlations)),
@@ -213,6 +230,28 @@ def assess(model: HVAE, dataset: CrystalDataset) -> dict[str, Any]:
             for name, mu, sd, r, v, (number, positions) in columns
         ],
     }
+
+
+def novelty(replicas: np.ndarray, rdfs: np.ndarray) -> dict[str, Any]:
+    """Pearson distances of replicas to the nearest RDF trained on, and of each of these to the nearest other one.
+
+    Parameters
+    ----------
+    replicas : ndarray, (n_replicas, n_values)
+    rdfs : ndarray, (n_crystals, n_values)
+        At least two.
+
+    Returns
+    -------
+    dict
+        ``mean`` and ``quantiles`` (0, 25, 50, 75, 100 %) over replicas; ``between_crystals``, the mean over crystals.
+    """
+    n = len(replicas)
+    correlations = np.corrcoef(replicas, rdfs)
+    nearest = 1 - correlations[:n, n:].max(axis=1)
+    between = 1 - (correlations[n:, n:] - 2 * np.eye(len(rdfs))).max(axis=1)
+    quantiles = np.quantile(nearest, [0, 0.25, 0.5, 0.75, 1]).tolist()
+    return {"mean": float(nearest.mean()), "quantiles": quantiles, "between_crystals": float(between.mean())}
 
 
 def _fit(dataset: CrystalDataset, recipe: Recipe, seed: int, description: str) -> tuple[HVAE, History]:
@@ -270,12 +309,20 @@ def _refuse_collapse(quality: dict[str, Any]) -> None:
         )
     if min(divergences) < COLLAPSED_KL:
         logger.warning("a latent dimension is not used: KL per dimension %s nats", listed)
+    if quality["replica_novelty"]["mean"] < MEMORISED_DISTANCE:
+        logger.warning(
+            "the replicas repeat the training crystals: mean Pearson distance to the nearest %.2g (limit %g); train "
+            "shorter or raise noise_floor",
+            quality["replica_novelty"]["mean"],
+            MEMORISED_DISTANCE,
+        )
 
 
 def _card(dataset: CrystalDataset, recipe: Recipe, seed: int, history: History) -> dict[str, Any]:
     packages = ("torch", "numpy", "ase", "safetensors")
     return {
-        "species": [dataset.species],
+        "species": list(dataset.species),
+        "composition": dataset.composition,
         "rdf": asdict(recipe.rdf),
         "latent_dim": recipe.latent_dim,
         "recipe": asdict(recipe),

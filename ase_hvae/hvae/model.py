@@ -52,9 +52,9 @@ class Trajectory(NamedTuple):
 class HVAE(nn.Module):
     """Hamiltonian variational auto-encoder for feature vectors with a Gaussian likelihood.
 
-    A feature vector is an RDF (all its bins) followed by the logarithm of the volume per atom. Features go in and
-    out in physical units; the model holds their standardisation. Densities (`elbo`, `log_likelihood`) are those of
-    the standardised features, in nats.
+    A feature vector is an RDF (all bins of all its channels) followed by the logarithm of the volume per atom. Features
+    go in and out in physical units; the model holds their standardisation. Densities (`elbo`, `log_likelihood`) are
+    those of the standardised features, in nats.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ class HVAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean RDF ``(n, n_bins)`` and volume per atom ``(n,)`` in Å^3 at latents ``(n, latent_dim)``."""
+        """Return mean RDF ``(n, n_features - 1)`` and atomic volume ``(n,)`` in Å^3 of latents ``(n, latent_dim)``."""
         latents = torch.as_tensor(latents).to(self.feature_mean)
         if latents.ndim != 2 or latents.shape[1] != self.latent_dim:
             raise ModelError(f"latents have shape {tuple(latents.shape)}; this model takes (n, {self.latent_dim})")

@@ -33,7 +33,7 @@ class History:
     seconds : ndarray, (n_epochs,)
         Wall time since the start.
     energy_error : ndarray, (n_epochs,)
-        Mean of |H_end - H_start| over the epoch, in nats, without what tempering takes out; zero without leapfrog steps.
+        Mean of |H_end - H_start| over the epoch, in nats, without what tempering takes out; zero for K = 0.
         Far above 1 the steps are too long for the posterior.
     n_skipped : int
         Minibatches whose gradient was not finite (a trajectory ran away) and that were therefore not used.

@@ -4,26 +4,32 @@ import logging
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, make_supercell
+from ase.db import connect
+from ase.io import write
 
 from ase_hvae.dataset import (
     Augmentation,
     CrystalDataset,
+    crystal_name,
     deform,
     exclude_matches,
     mean_pair_correlation,
     standardisation,
 )
 from ase_hvae.errors import StructureError
-from ase_hvae.rdf import RDFSettings
+from ase_hvae.rdf import RDFSettings, radial_distribution
+from ase_hvae.structures import read_structures
 
 SETTINGS = RDFSettings(rmax=5.0, n_bins=50, sigma=0.1)
+LINE = [[0, 0, 0], [3, 0, 0], [6, 0, 0]]
 
 
 def test_features_are_rdf_and_log_volume(crystals):
     dataset = CrystalDataset(crystals, SETTINGS)
     assert dataset.names == ("diamond", "fcc", "bcc", "sc")
-    assert dataset.species == "Si"
+    assert (dataset.species, dataset.composition) == (("Si",), "Si")
     assert dataset.features.shape == (4, 51)
     assert np.exp(dataset.features[:, -1]) == pytest.approx([5.43**3 / 8, 3.9**3 / 4, 3.1**3 / 2, 2.5**3])
     first_peak = SETTINGS.grid[dataset.rdfs[0, :30].argmax()]  # nearest neighbours of diamond, below 3 Å
@@ -78,6 +84,33 @@ def test_split_is_by_crystal_and_complete(crystals):
         dataset.split(0.01, seed=0)
 
 
+def test_channels_of_a_binary_stand_one_after_the_other():
+    cells = [
+        bulk("SiC", "zincblende", 4.36),
+        bulk("CSi", "zincblende", 4.36) * (1, 1, 2),
+        bulk("SiC", "rocksalt", 4.05),
+    ]
+    dataset = CrystalDataset(cells, SETTINGS)
+    assert (dataset.species, dataset.composition) == (("C", "Si"), "CSi")
+    assert dataset.features.shape == (3, 3 * 50 + 1)
+    channels = radial_distribution(cells[0], rmax=5.0, n_bins=50, sigma=0.1)
+    np.testing.assert_allclose(dataset.rdfs[0], channels.ravel(), atol=1e-12)
+    np.testing.assert_allclose(dataset.rdfs[1], dataset.rdfs[0], atol=1e-9)  # anion and cation change places
+    assert dataset.augmented(Augmentation(n_copies=2), seed=0).shape == (6, 151)
+
+
+def test_crystals_are_named_after_what_is_known_of_them(tmp_path):
+    atoms = bulk("Si")
+    assert crystal_name(atoms, 3) == "Si2-3"
+    write(tmp_path / "some.cif", atoms)
+    assert crystal_name(read_structures(tmp_path)[0], 3) == "some.cif#0"
+    with connect(tmp_path / "some.db") as database:
+        database.write(atoms)
+    assert crystal_name(read_structures(tmp_path / "some.db")[0], 3) == "some.db#0"
+    atoms.info["name"] = "cubic"
+    assert crystal_name(atoms, 3) == "cubic"
+
+
 def test_standardised_features_have_unit_scale_or_less():
     features = np.random.default_rng(0).normal([0, 1, 2, 3], [0.0, 1, 2, 0.05], size=(500, 4))
     mean, scale = standardisation(features)
@@ -102,8 +135,10 @@ def test_excluded_crystals_are_dropped_and_named(crystals, caplog):
 
 
 def test_what_it_cannot_learn_is_refused(crystals):
-    with pytest.raises(StructureError, match="hold C, Si"):
+    with pytest.raises(StructureError, match=r"compositions C, Si; .* one composition"):
         CrystalDataset([*crystals, bulk("C")], SETTINGS)
+    with pytest.raises(StructureError, match="compositions CSi, CSi2;"):
+        CrystalDataset([bulk("SiC", "zincblende", 4.36), Atoms("SiCSi", cell=[9, 3, 3], pbc=True, positions=LINE)])
     with pytest.raises(StructureError, match="no structure"):
         CrystalDataset([], SETTINGS)
     broken = crystals[0].copy()

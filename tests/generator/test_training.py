@@ -11,6 +11,7 @@ import torch
 from ase.io import write
 
 import ase_hvae.data
+from ase_hvae import training
 from ase_hvae.data import load_known
 from ase_hvae.dataset import Augmentation, CrystalDataset
 from ase_hvae.errors import ModelError, StructureError
@@ -18,7 +19,7 @@ from ase_hvae.hvae import load_model
 from ase_hvae.rdf import RDFSettings
 from ase_hvae.replicas import decode
 from ase_hvae.sampling import sample_grid
-from ase_hvae.training import Recipe, train
+from ase_hvae.training import Recipe, novelty, train
 
 QUICK = Recipe(
     n_leapfrog=1,
@@ -52,6 +53,29 @@ def test_card_says_how_the_weights_came_about(result, crystals):
     assert np.isfinite([result.held_out_elbo, result.replica_spread, result.null_correlation]).all()
     assert result.reconstruction_correlation > result.null_correlation
     assert set(card["versions"]) >= {"torch", "ase_hvae"}
+    assert card["energy_error"] == result.history.energy_error[-1] > 0
+    assert card["active_units"] == {"n": sum(kl > 0.1 for kl in card["kl_per_dimension"]), "threshold": 0.1}
+    assert card["composition"] == "Si"
+
+
+def test_distance_to_what_was_trained_on_is_reported(result, crystals):
+    """Of rows known by heart, and of the model as it stands."""
+    rows = np.array([[1.0, 0, 0, 0], [0, 1, 0, 0]])
+    known = novelty(np.array([[1.0, 0, 0, 0], [0, 0, 1, 0]]), rows)
+    assert known["quantiles"] == pytest.approx([0, 1 / 3, 2 / 3, 1, 4 / 3])
+    assert (known["mean"], known["between_crystals"]) == pytest.approx((2 / 3, 4 / 3))
+    replicas = np.array([replica.rdf for replica in decode(result.model, sample_grid())])
+    rdfs = CrystalDataset(crystals, QUICK.rdf).rdfs
+    nearest = [1 - max(np.corrcoef(replica, rdf)[0, 1] for rdf in rdfs) for replica in replicas[::50]]
+    assert min(nearest) > 0
+    assert result.replica_novelty == pytest.approx(np.mean(nearest), rel=0.5)  # of five of them
+    assert "to the nearest training crystal" in str(result)
+
+
+def test_copies_of_the_training_crystals_are_warned_of(result, crystals, monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(training, "MEMORISED_DISTANCE", 1.0)
+    train(crystals, tmp_path / "model.safetensors", recipe=QUICK, seed=3, epochs=8)
+    assert "the replicas repeat the training crystals" in caplog.text
 
 
 def test_training_repeats_bit_for_bit(result, crystals, tmp_path):
