@@ -13,6 +13,7 @@ from ase.data import atomic_numbers
 from maise_bridge.outputs import Outcar, Step, read_outcar
 
 _TITLE = b"with maise."
+_PERIODIC = {"3": (True, True, True), "2": (True, True, False), "0": (False, False, False)}  # by dimensionality
 
 
 def is_maise_outcar(path: str | Path) -> bool:
@@ -32,7 +33,8 @@ def read_trajectory(path: str | Path) -> list[Atoms]:
     Returns
     -------
     list of Atoms
-        Atoms in the order of the run's POSCAR; crystals are periodic, clusters have no cell. Energy (eV), forces (eV/Å)
+        Atoms in the order of the run's POSCAR; crystals and films are periodic, clusters have no
+        cell. Energy (eV), forces (eV/Å)
         and, of crystals, stress (eV/Å³) are attached; ``info`` holds `iteration` and `enthalpy` (eV).
 
     Raises
@@ -67,24 +69,24 @@ def _symbols(outcar: Outcar, path: str | Path) -> list[str]:
     return [symbol for symbol, word in zip(symbols, words, strict=True) for _ in range(int(word))]
 
 
-def _periodic(outcar: Outcar, path: str | Path) -> bool:
-    dimensionality = outcar.header.get("dimensionality")
-    if dimensionality not in ("0", "3"):
-        raise ReadError(f"{path}: dimensionality is {dimensionality}; expected 3 (a crystal) or 0 (a cluster)")
-    return dimensionality == "3"
+def _periodic(outcar: Outcar, path: str | Path) -> tuple[bool, bool, bool]:
+    dimensionality = outcar.header.get("dimensionality", "none")
+    if dimensionality not in _PERIODIC:
+        raise ReadError(f"{path}: dimensionality is {dimensionality}; expected 3 (crystal), 2 (film) or 0 (cluster)")
+    return _PERIODIC[dimensionality]
 
 
-def _structure(step: Step, symbols: list[str], periodic: bool, path: str | Path) -> Atoms:
+def _structure(step: Step, symbols: list[str], periodic: tuple[bool, bool, bool], path: str | Path) -> Atoms:
     assert step.positions is not None
     assert step.forces is not None
     if len(step.positions) != len(symbols):
         raise ReadError(
             f"{path}: {len(symbols)} atoms in the header, {len(step.positions)} in iteration {step.iteration}"
         )
-    results = {"energy": step.energy, "forces": step.forces, "stress": step.stress if periodic else None}
+    results = {"energy": step.energy, "forces": step.forces, "stress": step.stress if all(periodic) else None}
     if not np.isfinite(np.concatenate([[step.energy], step.positions.ravel(), step.forces.ravel()])).all():
         raise ReadError(f"{path}: a number of iteration {step.iteration} is not finite; do atoms coincide?")
-    atoms = Atoms(symbols, step.positions, cell=step.cell if periodic else None, pbc=periodic)
+    atoms = Atoms(symbols, step.positions, cell=step.cell if any(periodic) else None, pbc=periodic)
     atoms.info = {"iteration": step.iteration, "enthalpy": step.enthalpy}
     atoms.calc = SinglePointCalculator(atoms, **results)
     return atoms

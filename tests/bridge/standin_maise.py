@@ -1,7 +1,8 @@
 """Stand-in for the `maise` program: replays a folder of texts, or computes with the native potential.
 
 ``python standin_maise.py replay FOLDER`` copies the output files of FOLDER, prints its stdout and stderr, and ends with
-its exit code. ``python standin_maise.py compute`` reads `setup`, `POSCAR` and `model` of the current folder.
+its exit code. ``python standin_maise.py compute`` reads `setup`, `POSCAR` and `model` of the current folder; it knows
+single points (JOBT 20) and the test of the forces (JOBT 23).
 """
 
 import shutil
@@ -32,6 +33,11 @@ def compute():
     atoms = read_poscar("POSCAR")
     atoms.pbc = tags["NDIM"] == 3
     result = MaisePotential(read_model("model"), core_repulsion=tags["UREP"]).evaluate([atoms])[0]
+    if tags["JOBT"] == 23:
+        for force in result.forces:
+            print("ANA " + " ".join(f"{x:23.12f}" for x in force))  # noqa: T201
+        print("\nCHECK PASSED")  # noqa: T201
+        return 0
     stress = -(np.zeros(6) if tags["NDIM"] == 0 else result.stress)[[0, 1, 2, 5, 3, 4]]
     numbers = (result.energy, result.energy, result.energy / len(atoms), result.energy / len(atoms))
     rows = np.column_stack([atoms.positions, result.forces, result.energies - result.repulsion])
