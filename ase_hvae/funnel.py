@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from ase_hvae.candidate import Candidate
 from ase_hvae.config import GenerateConfig
 from ase_hvae.errors import AseHvaeError, RelaxationError
 from ase_hvae.rdf import radial_distribution
-from ase_hvae.relax import RelaxResult, relax
+from ase_hvae.relax import RelaxResult, relax_many
 from ase_hvae.replicas import Replica
 from ase_hvae.source import CrystalSource
 
 EXPECTED = (AseHvaeError, CalculatorError)
+TOGETHER = 32  # crystals relaxed in one batch by calculators that can
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +91,34 @@ class Funnel:
         """The replica with its candidates and the counts of the search."""
         return replica, *self.source.crystals(replica)
 
-    def relax(self, candidate: Candidate) -> Candidate:
-        """Relax, find the symmetry that the crystal has now, and finish in its standardized primitive cell."""
-        try:
-            first = self._minimum(candidate.atoms)
-            found = symmetry.symmetrize(first.atoms, symprec=self.source.config.symmetry.symprec)
-            final = self._minimum(found.atoms)
-        except EXPECTED as error:
-            return candidate.failed("relax", error)
+    @property
+    def relax_together(self) -> int:
+        """How many candidates one call of :meth:`relax` should get: what an interruption may lose against speed."""
+        return TOGETHER if hasattr(self.calc, "batch_relax") else 1
+
+    def relax(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Relax, find the symmetry that each crystal has now, and finish in its standardized primitive cell."""
+        starts = dict(enumerate(candidate.atoms for candidate in candidates))
+        first, failed = self._minima(starts)
+        found = {}
+        for number, result in first.items():
+            try:
+                found[number] = symmetry.symmetrize(result.atoms, symprec=self.source.config.symmetry.symprec)
+            except EXPECTED as error:
+                failed[number] = error
+        final, failed_again = self._minima({number: result.atoms for number, result in found.items()})
+        failed |= failed_again
+        return [
+            candidate.failed("relax", failed[number])
+            if number in failed
+            else self._relaxed(candidate, first[number], found[number], final[number])
+            for number, candidate in enumerate(candidates)
+        ]
+
+    def _relaxed(
+        self, candidate: Candidate, first: RelaxResult, found: symmetry.SymmetryResult, final: RelaxResult
+    ) -> Candidate:
+        """The candidate after both relaxations, with the symmetry found in between."""
         return candidate.evolve(
             stage="relax",
             atoms=final.atoms,
@@ -108,12 +129,15 @@ class Funnel:
             n_steps=first.n_steps + final.n_steps,
             spacegroup=found.number,
             symbol=found.symbol,
-            extrapolation=self._extrapolation(),
+            extrapolation=final.extrapolation,
             rdf=radial_distribution(final.atoms, **dataclasses.asdict(self.source.settings)),
         )
 
-    def phonons(self, candidate: Candidate) -> Candidate:
-        """Phonon frequencies and verdict; a failed calculation leaves the candidate in the ranking."""
+    def phonons(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Phonon frequencies and verdict of each; a failed calculation leaves the candidate in the ranking."""
+        return [self._with_phonons(candidate) for candidate in candidates]
+
+    def _with_phonons(self, candidate: Candidate) -> Candidate:
         options = self.source.config.phonons
         try:
             result = phonons.compute(
@@ -133,7 +157,10 @@ class Funnel:
         known = self.source.known
         published = [atoms for atoms in known if atoms.info.get("energy_above") == 0.0]
         atoms = published[0] if published else min(known, key=self._single_point)
-        result = self._minimum(atoms)
+        found, failed = self._minima({0: atoms})
+        if failed:
+            raise failed[0]
+        result = found[0]
         return Reference(atoms.info["name"], self._enthalpy_per_atom(result.atoms, result.energy))
 
     def compare(self, candidates: Sequence[Candidate], reference: Reference) -> list[Candidate]:
@@ -171,20 +198,28 @@ class Funnel:
         """g(r) of the known crystals; shape (n_known, n_bins)."""
         return radial_distribution(self.source.known, **dataclasses.asdict(self.source.settings))
 
-    def _minimum(self, atoms: Atoms) -> RelaxResult:
-        """Relaxed crystal; raises `RelaxationError` when it does not converge."""
+    def _minima(self, structures: Mapping[int, Atoms]) -> tuple[dict[int, RelaxResult], dict[int, Exception]]:
+        """Relaxed crystals, and why the others are none; not converging is a reason too."""
         options = self.source.config.relax
-        result = relax(
-            atoms,
+        numbers = list(structures)
+        found: dict[int, RelaxResult] = {}
+        failed: dict[int, Exception] = {}
+        for place, result in relax_many(
+            list(structures.values()),
             self.calc,
             fmax=options.fmax,
             max_steps=options.max_steps,
             optimizer=options.optimizer,
             scalar_pressure=options.pressure * units.GPa,
-        )
-        if not result.converged:
-            raise RelaxationError(f"not converged to {options.fmax} eV/Å in {options.max_steps} steps; raise max_steps")
-        return result
+        ):
+            if not isinstance(result, RelaxResult):
+                failed[numbers[place]] = result
+            elif not result.converged:
+                steps = f"not converged to {options.fmax} eV/Å in {options.max_steps} steps; raise max_steps"
+                failed[numbers[place]] = RelaxationError(steps)
+            else:
+                found[numbers[place]] = result
+        return found, failed
 
     def _enthalpy_per_atom(self, atoms: Atoms, energy: float) -> float:
         return (energy + self.source.config.relax.pressure * units.GPa * atoms.get_volume()) / len(atoms)
@@ -193,8 +228,3 @@ class Funnel:
         atoms = atoms.copy()
         atoms.calc = self.calc
         return atoms.get_potential_energy() / len(atoms)
-
-    def _extrapolation(self) -> float | None:
-        """Largest excursion of the last structure from the calculator's training range, where it reports one."""
-        values = self.calc.results.get("extrapolation")
-        return None if values is None else float(np.max(values))

@@ -89,7 +89,7 @@ def generate(
         with clock("reconstruct"):
             counts = _reconstruct(funnel, workers, database, folder)
         with clock("relax"):
-            _advance("relax", _waiting(database, "symmetrize"), workers, database)
+            _advance("relax", _waiting(database, "symmetrize"), workers, database, together=funnel.relax_together)
         with clock("compare"):
             _write(database, funnel.compare(database.read(), reference))
         with clock("phonons"):
@@ -151,14 +151,18 @@ def _waiting(database: CandidateDatabase, stage: str) -> list[Candidate]:
     return [candidate for candidate in database.read() if (candidate.status, candidate.stage) == ("pending", stage)]
 
 
-def _advance(task: str, waiting: list[Candidate], workers: Workers, database: CandidateDatabase) -> None:
-    """Apply a task to candidates, writing each as it comes back."""
+def _advance(
+    task: str, waiting: list[Candidate], workers: Workers, database: CandidateDatabase, *, together: int = 1
+) -> None:
+    """Apply a task to candidates, some together, writing them as they come back."""
+    parts = [waiting[first : first + together] for first in range(0, len(waiting), together)]
     with track(task, len(waiting)) as advance:
-        for candidate in workers.map(task, waiting):
-            if candidate.failure:
-                logger.info("candidate %d failed in %s: %s", candidate.index, task, candidate.failure)
-            database.write(candidate)
-            advance(1)
+        for finished in workers.map(task, parts):
+            for candidate in finished:
+                if candidate.failure:
+                    logger.info("candidate %d failed in %s: %s", candidate.index, task, candidate.failure)
+                database.write(candidate)
+            advance(len(finished))
 
 
 def _write(database: CandidateDatabase, candidates: Iterable[Candidate]) -> None:

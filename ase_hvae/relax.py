@@ -126,7 +126,7 @@ def relax(
     *,
     fmax: float = 0.01,
     max_steps: int = 500,
-    optimizer: str = "FIRE",
+    optimizer: str = "BFGS",
     scalar_pressure: float = 0.0,
     limits: RelaxLimits | None = None,
 ) -> RelaxResult:
