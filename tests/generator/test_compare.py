@@ -6,6 +6,8 @@ from ase import Atoms
 from ase.build import bulk, make_supercell
 
 from ase_hvae import compare
+from ase_hvae.compare.crystal import PreparedCrystal
+from ase_hvae.compare.matching import Matcher
 from ase_hvae.data import load_known
 from ase_hvae.errors import StructureError
 from ase_hvae.symmetry import build_crystal
@@ -116,8 +118,8 @@ def test_a_crystal_is_itself_in_every_disguise(known, name):
 
 def test_all_known_crystals_are_different(known):
     # Among them bc8, r8, bt8 and the polytypes 2H to 15R; prepared once, because 1596 pairs are many.
-    prepared = {name: compare._Prepared(atoms) for name, atoms in known.items()}
-    matcher = compare._Matcher()
+    prepared = {name: PreparedCrystal(atoms) for name, atoms in known.items()}
+    matcher = Matcher()
     same = [(a, b) for a, b in itertools.combinations(prepared, 2) if matcher.same(prepared[a], prepared[b])]
     assert same == []
 

@@ -1,0 +1,180 @@
+"""Duplicates among many crystals, and crystals that are known already."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from ase_hvae.compare.crystal import PreparedCrystal, content, remember
+from ase_hvae.compare.matching import Matcher
+from ase_hvae.structures import read_structures
+
+logger = logging.getLogger(__name__)
+
+
+def find_duplicates(
+    crystals: Sequence[Atoms],
+    energies_per_atom: Sequence[float] | np.ndarray,
+    *,
+    energy_tolerance: float = 0.02,
+    volume_tolerance: float = 0.05,
+    **tolerances: float,
+) -> list[int | None]:
+    """For each crystal the index of the one of lower energy that it repeats, or None for those to keep.
+
+    Crystals are taken from the lowest energy upwards, and one is dropped if it is the same crystal as one that was
+    kept. Sameness within tolerances is not transitive: where b is the same as a and as c, but a and c differ, b is
+    dropped if a or c has a lower energy, and a and c are both kept, unless b is the lowest: then both repeat b. So
+    every crystal that is dropped is within tolerance of the one it repeats, and no chain of small steps merges two
+    crystals that differ.
+
+    Parameters
+    ----------
+    crystals : sequence of Atoms
+        Relaxed crystals.
+    energies_per_atom : sequence of float
+        eV/atom, one for each crystal, by one calculator.
+    energy_tolerance : float
+        Only crystals closer in energy than this are compared, eV/atom.
+    volume_tolerance : float
+        Only crystals closer in volume per atom than this are compared, relative.
+    **tolerances
+        Those of :func:`same_crystal`.
+
+    Returns
+    -------
+    list of int or None
+        ``result[i]`` is the kept crystal that i repeats, the one with the nearest fingerprint if there are several;
+        of lower energy, at equal energy of smaller volume. The order of ``crystals`` does not matter; only among
+        identical copies the first is kept.
+    """
+    energies = _check_energies(crystals, energies_per_atom)
+    if not energy_tolerance >= 0:
+        raise ValueError(f"energy_tolerance is {energy_tolerance}; it must not be negative (eV/atom)")
+    symprec = tolerances.pop("symprec", 0.1)
+    matcher = Matcher(volume_tolerance=volume_tolerance, **tolerances)
+    order = sorted(range(len(crystals)), key=lambda i: (energies[i], crystals[i].cell.volume, content(crystals[i])))
+    duplicate_of: list[int | None] = [None] * len(crystals)
+    shelves: dict[Any, _Shelf] = {}
+    for index in order:
+        candidate = PreparedCrystal(crystals[index], symprec)
+        shelf = shelves.setdefault(frozenset(candidate.composition.items()), _Shelf())
+        near = shelf.near(candidate, matcher, lowest_energy=energies[index] - energy_tolerance)
+        duplicate_of[index] = next((i for i, kept in near if matcher.same_near(candidate, kept)), None)
+        if duplicate_of[index] is None:
+            shelf.add(index, candidate, energies[index])
+    n_kept = sum(other is None for other in duplicate_of)
+    logger.debug("%d of %d crystals are distinct; %s", n_kept, len(crystals), matcher.counts)
+    return duplicate_of
+
+
+def match_known(atoms: Atoms, known: Sequence[Atoms], **tolerances: float) -> int | None:
+    """Index of the known crystal that ``atoms`` is, or None; ``tolerances`` are those of :func:`same_crystal`."""
+    symprec = tolerances.pop("symprec", 0.1)
+    library = _library([remember(crystal, symprec) for crystal in known])
+    return _find(PreparedCrystal(atoms, symprec), library, Matcher(**tolerances))
+
+
+def find_known(
+    crystals: Sequence[Atoms], *references: Sequence[Atoms] | str | Path, **tolerances: float
+) -> list[Atoms | None]:
+    """For each crystal the known one that it is, or None if it is new.
+
+    Parameters
+    ----------
+    crystals : sequence of Atoms
+        Relaxed crystals.
+    *references : sequence of Atoms, or path
+        Known crystals, in any number of parts: lists, or paths of structure files, ase.db databases and folders as
+        :func:`ase_hvae.structures.read_structures` reads them. Prepared once for all ``crystals``.
+    **tolerances
+        Those of :func:`same_crystal`.
+
+    Returns
+    -------
+    list of Atoms or None
+        The reference with the nearest fingerprint among those that are the same crystal; its ``info`` says what and
+        from where it is (``name``, ``source``).
+
+    Raises
+    ------
+    StructureError
+        If a path cannot be read or a structure is not a crystal.
+    """
+    symprec = tolerances.pop("symprec", 0.1)
+    known = [
+        atoms for part in references for atoms in (read_structures(part) if isinstance(part, str | Path) else part)
+    ]
+    library = _library([PreparedCrystal(atoms, symprec) for atoms in known])
+    matcher = Matcher(**tolerances)
+    found = [_find(PreparedCrystal(atoms, symprec), library, matcher) for atoms in crystals]
+    return [None if index is None else known[index] for index in found]
+
+
+class _Shelf:
+    """Kept crystals of one composition, with the numbers by which most of them are passed over."""
+
+    def __init__(self) -> None:
+        self.indices: list[int] = []
+        self.crystals: list[PreparedCrystal] = []
+        self._numbers = np.empty((0, 2))  # energies per atom, in ascending order as they are added; volumes per atom
+        self._fingerprints = np.empty((0, 0))
+
+    def add(self, index: int, crystal: PreparedCrystal, energy: float = 0.0) -> None:
+        n = len(self.indices)
+        if n == len(self._numbers):  # grows by doubling
+            grown = max(64, 2 * n)
+            numbers, fingerprints = np.empty((grown, 2)), np.empty((grown, crystal.fingerprint.size))
+            if n:
+                numbers[:n], fingerprints[:n] = self._numbers, self._fingerprints
+            self._numbers, self._fingerprints = numbers, fingerprints
+        self._numbers[n] = energy, crystal.volume
+        self._fingerprints[n] = crystal.fingerprint
+        self.indices.append(index)
+        self.crystals.append(crystal)
+
+    def near(
+        self, candidate: PreparedCrystal, matcher: Matcher, lowest_energy: float = -np.inf
+    ) -> Iterator[tuple[int, PreparedCrystal]]:
+        """Crystals whose energy, volume and fingerprint are near enough, nearest fingerprint first."""
+        n = len(self.indices)
+        if n == 0:
+            return
+        energies, volumes = self._numbers[:n].T
+        start = int(np.searchsorted(energies, lowest_energy)) if lowest_energy > -np.inf else 0
+        ratio = np.abs(candidate.volume / volumes[start:] - 1)
+        chosen = start + np.flatnonzero(ratio <= matcher.volume_tolerance)
+        distances = np.abs(self._fingerprints[chosen] - candidate.fingerprint).max(axis=1, initial=0.0)
+        matcher.counts.compared += len(chosen)
+        close = distances <= matcher.fingerprint_tolerance
+        for place in chosen[close][np.argsort(distances[close], kind="stable")]:
+            yield self.indices[place], self.crystals[place]
+
+
+def _library(known: Sequence[PreparedCrystal]) -> dict[Any, _Shelf]:
+    """Known crystals by composition."""
+    shelves: dict[Any, _Shelf] = {}
+    for index, crystal in enumerate(known):
+        shelves.setdefault(frozenset(crystal.composition.items()), _Shelf()).add(index, crystal)
+    return shelves
+
+
+def _find(candidate: PreparedCrystal, library: dict[Any, _Shelf], matcher: Matcher) -> int | None:
+    """Index of the nearest known crystal that the candidate is."""
+    shelf = library.get(frozenset(candidate.composition.items()))
+    near = iter(()) if shelf is None else shelf.near(candidate, matcher)
+    return next((index for index, known in near if matcher.same_near(candidate, known)), None)
+
+
+def _check_energies(crystals: Sequence[Atoms], energies_per_atom: Sequence[float] | np.ndarray) -> np.ndarray:
+    energies = np.asarray(energies_per_atom, dtype=float)
+    if energies.shape != (len(crystals),):
+        raise ValueError(f"{len(crystals)} crystals need as many energies, not an array of shape {energies.shape}")
+    if not np.isfinite(energies).all():
+        raise ValueError(f"energy of crystal {int(np.flatnonzero(~np.isfinite(energies))[0])} is not finite")
+    return energies
