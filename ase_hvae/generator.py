@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from ase_hvae import latent
 from ase_hvae.candidate import Candidate
 from ase_hvae.config import GenerateConfig
 from ase_hvae.hvae import HVAE
-from ase_hvae.rdf import radial_distribution
+from ase_hvae.latent import LatentMap
 from ase_hvae.replicas import Replica, decode
 from ase_hvae.source import CrystalSource
 
@@ -74,26 +75,39 @@ class HVAEGenerator:
         return next(self._queue)
 
     def encode(self, structures: Atoms | Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the posterior of crystals; each of shape (n, latent_dim)."""
-        import torch
-
-        crystals = [structures] if isinstance(structures, Atoms) else list(structures)
-        rdfs = radial_distribution(crystals, **self.model.card["rdf"])
-        log_volumes = np.log([atoms.get_volume() / len(atoms) for atoms in crystals])
-        features = torch.as_tensor(np.column_stack([rdfs, log_volumes]), dtype=self.model.feature_mean.dtype)
-        with torch.no_grad():
-            mean, std = self.model.encode(features)
-        return mean.numpy(), std.numpy()
+        """Mean and standard deviation of the posterior q0(z|x) of crystals; each of shape (n, latent_dim)."""
+        return latent.encode(self.model, _crystals(structures))
 
     def decode(self, latents: np.ndarray) -> list[Replica]:
         """Replicas of latents of shape (n, latent_dim)."""
         return decode(self.model, np.atleast_2d(latents))
+
+    def interpolate(self, start: Atoms, end: Atoms, n: int = 11) -> list[Replica]:
+        """n replicas on the straight line between the posterior means of two crystals, ends included."""
+        means, _ = self.encode([start, end])
+        return self.decode(latent.interpolate(means[0], means[1], n))
+
+    def log_likelihood(self, structures: Atoms | Sequence[Atoms], *, n_samples: int = 1000) -> np.ndarray:
+        """log p(x) of crystals by importance sampling, shape (n,); nats of standardised features.
+
+        See `ase_hvae.latent.log_likelihood`; it uses the generator's seed.
+        """
+        seed = self.config.run.seed
+        return latent.log_likelihood(self.model, _crystals(structures), n_samples=n_samples, seed=seed)
+
+    def latent_map(self, *, n_per_axis: int = 81, extent: float = 3.0) -> LatentMap:
+        """The latent plane with the known crystals; draw it with `ase_hvae.latent.plot_latent_map`."""
+        return latent.latent_map(self.model, self.source.known, n_per_axis=n_per_axis, extent=extent)
 
     def _candidates(self) -> Iterator[Atoms]:
         for replica in self.source.replicas():
             for candidate in self.source.crystals(replica)[0]:
                 if candidate.failure is None:
                     yield _with_provenance(candidate)
+
+
+def _crystals(structures: Atoms | Sequence[Atoms]) -> list[Atoms]:
+    return [structures] if isinstance(structures, Atoms) else list(structures)
 
 
 def _with_provenance(candidate: Candidate) -> Atoms:
