@@ -91,6 +91,19 @@ def test_energy_error_is_the_change_of_the_hamiltonian_and_vanishes_with_the_ste
         assert errors[0] / errors[1] == pytest.approx(8, rel=0.1)  # third order in the step at a fixed number of steps
 
 
+@pytest.mark.parametrize("n_leapfrog", [0, 3])
+def test_both_estimators_have_the_same_gradient(n_leapfrog):
+    """They differ by the squares of the noise, which no parameter enters."""
+    gradients = []
+    for estimator in ("sampled", "analytic"):
+        model, x = make_model(n_leapfrog, tempering="free"), data(4)
+        noise = model.draw_noise(4, generator(3))
+        model.log_weight(x, noise, estimator=estimator).sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    assert len(gradients[0]) > 8
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
 def test_global_random_state_is_left_alone():
     before = torch.get_rng_state()
     make_model(3).elbo(data(4), rng=generator())
