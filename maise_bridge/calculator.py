@@ -130,7 +130,7 @@ class MaiseCalculator(Calculator):
         super().calculate(atoms, list(properties), list(system_changes))
         assert self.atoms is not None
         self.results = {}
-        self._check(self.atoms)
+        self.check(self.atoms)
         try:
             neighbors = self._neighbors.get([self.atoms])
         except ValueError as error:
@@ -162,8 +162,32 @@ class MaiseCalculator(Calculator):
         from maise_bridge.batch_relax import batch_relax
 
         for atoms in structures:
-            self._check(atoms)
+            self.check(atoms)
         return batch_relax(structures, self.potential, **options)
+
+    def check(self, atoms: Atoms, *, name: str = "") -> None:
+        """Refuse a structure that the model cannot describe, before anything is computed.
+
+        Parameters
+        ----------
+        atoms : Atoms
+            Not modified.
+        name : str
+            Begins the messages.
+
+        Raises
+        ------
+        CalculatorSetupError
+            If a species is not covered, or the model is one of clusters and the structure periodic.
+        CalculationFailed
+            If there is no atom, or a position or the cell is not finite.
+        """
+        try:
+            self._check(atoms)
+        except (CalculationFailed, CalculatorSetupError) as error:
+            if not name:
+                raise
+            raise type(error)(f"{name}: {error}") from error
 
     def _check(self, atoms: Atoms) -> None:
         from maise_bridge.gupta import check_periodicity

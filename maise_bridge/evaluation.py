@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from maise_bridge.batch_relax import Potential
 from maise_bridge.dataset import Labels
-from maise_bridge.potential import MaisePotential
 
 WINDOWS = (0.5, 1.0, 1.5, np.inf)  # eV/atom above the lowest label
 _BATCH = 32
@@ -61,7 +61,7 @@ class Residuals:
     stresses: np.ndarray
 
 
-def residuals(potential: MaisePotential, labels: Labels) -> Residuals:
+def residuals(potential: Potential, labels: Labels) -> Residuals:
     """Evaluate a potential on labelled structures."""
     energies, forces, stresses = [], [], []
     for first in range(0, len(labels), _BATCH):

@@ -194,8 +194,11 @@ def write_model(model: MaiseModel | GuptaModel, path: str | Path) -> None:
         raise ValueError(problem)
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(format_model(model), encoding="utf-8", newline="\n")
-    os.replace(partial, path)
+    try:
+        partial.write_text(format_model(model), encoding="utf-8", newline="\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def format_model(model: MaiseModel | GuptaModel) -> str:
