@@ -22,6 +22,11 @@ RESULT = ROOT / "benchmarks/results/quality_hvae_silicon.json"
 PAGE = ROOT / "docs/hvae.md"
 NAMES = {0: "VAE", 3: "HVAE, K = 3"}
 COLORS = {0: "tab:orange", 3: "tab:blue"}
+KINDS = {  # of trainings in the scan of rates: name, color and shift of the marks, by K and first step size
+    (0, 0.25): ("VAE", "tab:orange", 0.88),
+    (3, 0.25): ("HVAE, K = 3", "tab:blue", 1.0),
+    (3, 0.05): ("HVAE, K = 3, first steps 0.05", "tab:green", 1.13),
+}
 DENSITIES = ("train_elbo", "train_log_likelihood", "held_out_elbo", "held_out_log_likelihood")
 Rows = dict[Any, dict[str, Any]]
 
@@ -88,17 +93,17 @@ def curves(rows: Rows) -> list[dict[str, Any]]:
 
 def rates(rows: Rows) -> list[dict[str, Any]]:
     """Stability against learning rate; a training failed if it diverged or ended above its first epoch."""
-    groups: dict[tuple[bool, float, int], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[bool, float, int, float], list[dict[str, Any]]] = defaultdict(list)
     for run, row in rows.items():
         if run.part == "rates":
-            groups[run.gradient_clip is not None, run.learning_rate, run.n_leapfrog].append(row)
+            groups[run.gradient_clip is not None, run.learning_rate, run.n_leapfrog, -run.step_size].append(row)
     result = []
-    for (clipped, rate, n_leapfrog), group in sorted(groups.items()):
+    for (clipped, rate, n_leapfrog, step_size), group in sorted(groups.items()):
         good = [row for row in group if not row["diverged"] and np.mean(row["losses"][-10:]) < row["losses"][0]]
         ends = [float(np.mean(row["losses"][-10:])) for row in good]
         spikes = sum(max(row["losses"]) > 2 * row["losses"][0] for row in good)
         entry = {"clipped": clipped, "learning_rate": rate, "n_leapfrog": n_leapfrog, "n_seeds": len(group)}
-        entry |= {"n_failed": len(group) - len(good), "n_with_spikes": spikes, "ends": ends}
+        entry |= {"step_size": -step_size, "n_failed": len(group) - len(good), "n_with_spikes": spikes, "ends": ends}
         entry["end_median"] = float(np.median(ends)) if ends else None
         entry["end_spread"] = float(np.std(ends, ddof=1)) if len(ends) > 1 else None
         entry["change_median"] = float(np.median([change(row["losses"]) for row in good])) if good else None
@@ -183,23 +188,25 @@ def plot_rates(entries: list[dict[str, Any]]) -> None:
     """Loss at the end, its change from epoch to epoch and failures against the learning rate."""
     figure, axes = plt.subplots(3, 2, figsize=(9, 8), layout="constrained", sharex=True, sharey="row")
     for entry in entries:
-        k, x = entry["n_leapfrog"], entry["learning_rate"] * (0.94 if entry["n_leapfrog"] == 0 else 1.06)
+        _, color, shift = KINDS[entry["n_leapfrog"], entry["step_size"]]
+        x = entry["learning_rate"] * shift
         top, middle, bottom = axes[:, 0 if entry["clipped"] else 1]
-        top.plot([x] * len(entry["ends"]), entry["ends"], "o", color=COLORS[k], markersize=4, alpha=0.7)
+        top.plot([x] * len(entry["ends"]), entry["ends"], "o", color=color, markersize=4, alpha=0.7)
         if entry["change_median"] is not None:
-            middle.plot(x, entry["change_median"], "o", color=COLORS[k])
-        bottom.bar(x, entry["n_failed"], width=0.12 * x, color=COLORS[k], label=NAMES[k])
+            middle.plot(x, entry["change_median"], "o", color=color)
+        bottom.bar(x, entry["n_failed"], width=0.11 * x, color=color)
+        bottom.bar(x, entry["n_with_spikes"], width=0.11 * x, bottom=entry["n_failed"], color=color, alpha=0.35)
     axes[0, 0].set(title="gradient norm at most 20", ylabel="loss at the end (nats)")
     axes[0, 1].set_title("gradients as they are")
     axes[1, 0].set(yscale="log", ylabel="change an epoch (nats)")
-    axes[2, 0].set(ylabel="failed of 5 seeds", ylim=(0, 5.3))
+    axes[2, 0].set(ylabel="failed, pale: with spikes (of 5)", ylim=(0, 5.3))
     for axis in axes.flat:
         axis.grid(alpha=0.3)
         axis.set_xscale("log")
     for axis in axes[2]:
         axis.set_xlabel("learning rate (SGD)")
-    handles = [plt.Line2D([], [], marker="o", linestyle="", color=COLORS[k], label=NAMES[k]) for k in NAMES]
-    axes[0, 0].legend(handles=handles)
+    handles = [plt.Line2D([], [], marker="o", linestyle="", color=kind[1], label=kind[0]) for kind in KINDS.values()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
     save(figure, "rates")
 
 
@@ -208,18 +215,18 @@ def plot_densities(entries: list[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     titles = ("crystals trained on", "held-out crystals")
     for axis, part, title in zip(axes, ("train", "held_out"), titles, strict=True):
-        for optimizer, color in (("adam", "tab:green"), ("sgd", "tab:purple")):
+        for optimizer, color, shift in (("adam", "tab:green", -0.1), ("sgd", "tab:purple", 0.1)):
             mine = [e for e in entries if (e["optimizer"], e["noise_floor"], e["epochs"]) == (optimizer, 1.0, 200)]
             mine = [e for e in mine if e["tempering"] == "none" and not e["shared_step_size"]]
-            for name, style in (("elbo", "-o"), ("log_likelihood", "--s")):
+            for name, style, more in (("elbo", "-o", -0.05), ("log_likelihood", "--s", 0.05)):
                 gains = np.array([e[f"{part}_{name}_gain"] for e in mine]).reshape(-1, 2)
-                steps = [e["n_leapfrog"] for e in mine]
-                label = f"{optimizer.upper() if optimizer == 'sgd' else 'Adam'}, {name.replace('_', '-')}"
+                steps = [e["n_leapfrog"] + shift + more for e in mine]
+                label = f"{'Adam' if optimizer == 'adam' else 'SGD'}, {'ELBO' if name == 'elbo' else 'log p'}"
                 axis.errorbar(steps, *gains.T, fmt=style, color=color, label=label, capsize=3, markersize=4)
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set(title=title, xlabel="leapfrog steps K", ylabel="gain over the VAE (nats a crystal)")
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     save(figure, "densities")
 
 
@@ -262,14 +269,25 @@ def curve_table(entries: list[dict[str, Any]], null: dict[str, float]) -> str:
 
 def rate_table(entries: list[dict[str, Any]]) -> str:
     """Stability against learning rate."""
-    head = ("gradients", "rate", "K", "failed", "with spikes", "loss at the end", "its sd", "change an epoch")
+    head = (
+        "gradients",
+        "rate",
+        "K",
+        "first step size",
+        "failed",
+        "with spikes",
+        "loss at the end",
+        "its sd",
+        "change an epoch",
+    )
     lines = []
     for e in entries:
         numbers = [e["end_median"], e["end_spread"], e["change_median"]]
         shown = ["-" if number is None else f"{number:.2f}" for number in numbers]
         kind = "norm ≤ 20" if e["clipped"] else "as they are"
         counts = (f"{e['n_failed']} of {e['n_seeds']}", str(e["n_with_spikes"]))
-        lines.append((kind, f"{e['learning_rate']:g}", str(e["n_leapfrog"]), *counts, *shown))
+        first = f"{e['step_size']:g}" if e["n_leapfrog"] else "-"
+        lines.append((kind, f"{e['learning_rate']:g}", str(e["n_leapfrog"]), first, *counts, *shown))
     return table(head, lines)
 
 

@@ -6,10 +6,11 @@ Every finished training is a line of benchmarks/results/quality_hvae_silicon.jso
 run again, so that the benchmark can be stopped, resumed and run in parts. In the end (or with --report alone)
 quality_hvae_report.py makes the summary, the figures and the tables of docs/hvae.md of all lines.
 
-Parts. figure: loss against epoch and against time, SGD, ten seeds. rates: learning rates up to where each breaks, with
-and without clipped gradients. held_out: K = 0 to 10, Adam and SGD, crystals that were not trained on. steps: shared or
-own step sizes, tempering. noise: a lower floor of the likelihood's standard deviation. time: a VAE with three times the
-epochs. finite: a hundred short trainings. Nats are those of the standardised features.
+Parts. figure: loss against epoch and against time, SGD, ten seeds. rates: learning rates up to where each breaks,
+with and without clipped gradients, and with shorter leapfrog steps to begin with. held_out: K = 0 to 10, Adam and
+SGD, crystals that were not trained on. steps: shared or own step sizes, tempering. noise: a lower floor of the
+likelihood's standard deviation. time: a VAE with three times the epochs. finite: a hundred short trainings. Nats are
+those of the standardised features.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "benchmarks/results/quality_hvae_silicon.jsonl"
 STEPS = (0, 1, 2, 3, 5, 10)
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+SHORT_STEP, SHORT_STEP_RATES = 0.05, (3e-3, 1e-2, 3e-2)  # shorter steps to begin with, and the rates they are tried at
 N_COPIES = 8  # of each crystal, deformed as in the shipped recipe
 HELD_OUT = 11  # crystals, about 20 %
 N_COPIES_HELD_OUT = 4  # of each of them, to measure on
@@ -57,6 +59,7 @@ class Run:
     shared_step_size: bool = False
     noise_floor: float = 1.0
     held_out: int = 0
+    step_size: float = 0.25
 
 
 def planned(part: str) -> Iterator[Run]:
@@ -70,7 +73,10 @@ def planned(part: str) -> Iterator[Run]:
         if part == "rates":
             for rate in RATES:
                 for clip in (20.0, None):
-                    yield from (Run(part, k, seed, learning_rate=rate, epochs=60, gradient_clip=clip) for k in (0, 3))
+                    options: dict[str, Any] = {"learning_rate": rate, "epochs": 60, "gradient_clip": clip}
+                    yield from (Run(part, k, seed, **options) for k in (0, 3))
+                    if rate in SHORT_STEP_RATES:
+                        yield Run(part, 3, seed, step_size=SHORT_STEP, **options)
         elif part == "held_out":
             yield from (Run(part, k, seed, **options, **longer) for k in STEPS for options in (adam, sgd))
         elif part == "steps":
@@ -121,6 +127,7 @@ def perform(run: Run) -> dict[str, Any]:
         n_leapfrog=run.n_leapfrog,
         tempering=run.tempering,
         shared_step_size=run.shared_step_size,
+        step_size=run.step_size,
         noise_floor=run.noise_floor,
         rng=torch.Generator().manual_seed(1000 + run.seed),
     )
