@@ -147,7 +147,13 @@ class HVAE(nn.Module):
         self.feature_scale.copy_(scale)
 
     def standardise(self, features: Tensor) -> Tensor:
-        """Map physical features ``(..., n_features)`` to zero mean and unit scale."""
+        """Map physical features ``(..., n_features)`` to x = (f - mean) / scale.
+
+        Raises
+        ------
+        ModelError
+            If the last axis has another length than the model's features.
+        """
         features = torch.as_tensor(features).to(self.feature_mean)
         if features.shape[-1:] != (self.n_features,):
             raise ModelError(
@@ -158,7 +164,7 @@ class HVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of q0(z|x), both ``(n, latent_dim)``."""
+        """Return mean and standard deviation of q0(z|x) of physical features, both ``(n, latent_dim)``."""
         mean, log_sigma = self.posterior(self.standardise(features))
         return mean, log_sigma.exp()
 
@@ -268,7 +274,10 @@ class HVAE(nn.Module):
     def elbo(
         self, features: Tensor, *, rng: torch.Generator, n_samples: int = 1, estimator: str = "analytic"
     ) -> Tensor:
-        """Estimate the evidence lower bound E[log w] of physical features ``(n, n_features)``, ``(n,)`` in nats."""
+        """Estimate the evidence lower bound E[log w] of physical features ``(n, n_features)``, ``(n,)`` in nats.
+
+        The mean over `n_samples` trajectories a datum; differentiable in every parameter. See `log_weight`.
+        """
         x = self.standardise(features)
         noise = self.draw_noise(len(x), rng, n_samples=n_samples)
         return self.log_weight(x, noise, estimator=estimator).mean(0)
@@ -277,9 +286,21 @@ class HVAE(nn.Module):
     def log_likelihood(
         self, features: Tensor, *, rng: torch.Generator, n_samples: int = 1000, chunk: int = 250
     ) -> Tensor:
-        """Estimate log p(x) of physical features by importance sampling, ``(n,)`` in nats.
+        """Estimate log p(x) = log E[w] of physical features by importance sampling, ``(n,)`` in nats.
 
-        The estimate log mean w is a lower bound on average and grows with `n_samples`; `chunk` bounds the memory.
+        Parameters
+        ----------
+        features : Tensor, (n, n_features)
+        rng : torch.Generator
+        n_samples : int
+            Trajectories a datum. The mean of w is unbiased, so its logarithm is a lower bound on average; it rises
+            with the number of samples.
+        chunk : int
+            Trajectories held in memory at once.
+
+        References
+        ----------
+        Burda, Grosse, Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016.
         """
         x = self.standardise(features)
         parts = []

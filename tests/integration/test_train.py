@@ -16,27 +16,18 @@ from ase_hvae.replicas import decode
 def crystals(tmp_path, monkeypatch):
     """A file of a few known crystals, and one of them as CIF under another cell."""
     monkeypatch.chdir(tmp_path)
-    write("known.extxyz", [atoms for atoms in load_known() if len(atoms) <= 4])
+    known = [atoms for atoms in load_known() if len(atoms) <= 4]
+    write("known.extxyz", known)
+    write("known.db", known)
     write("diamond.cif", bulk("Si", "diamond", 5.43, cubic=True))
     return tmp_path
 
 
-def test_train_without_diamond(crystals, capsys):
-    main(
-        [
-            "train",
-            "--structures",
-            "known.extxyz",
-            "--exclude",
-            "diamond.cif",
-            "--epochs",
-            "2",
-            "--out",
-            "my.safetensors",
-        ]
-    )
+@pytest.mark.parametrize(("file", "name"), [("known.extxyz", "diamond"), ("known.db", "known.db#0")])
+def test_train_without_diamond(crystals, capsys, file, name):
+    main(["train", "--structures", file, "--exclude", "diamond.cif", "--epochs", "2", "--out", "my.safetensors"])
     card = load_model("my.safetensors").card
-    assert card["excluded"] == ["diamond"]
+    assert card["excluded"] == [name]
     assert "diamond" not in [entry["name"] for entry in card["crystals"]]
     assert 227 not in [entry["spacegroup"] for entry in card["crystals"]]  # nor may proposals know of it
     main(["info", "--model", "my.safetensors"])
