@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ase import Atoms
-from ase.calculators.calculator import CalculatorError
 
 if TYPE_CHECKING:
     from maise_bridge.calculator import MaiseCalculator
@@ -126,9 +125,9 @@ def _read_all(file: str) -> list[Atoms]:
         return read_trajectory(file)
     try:
         return list(read(file, ":"))
-    except (OSError, CalculatorError):
-        raise
     except Exception as error:  # ASE's readers raise whatever the text led them to
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the system, with the name of the file
         raise ValueError(f"{file}: ASE cannot read it ({type(error).__name__}: {error})") from error
 
 
