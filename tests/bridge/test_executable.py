@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,51 @@ def test_commands_that_do_not_run_are_reported(atoms, tmp_path, command, error, 
     calc = Maise(MODEL, profile=MaiseProfile(command, timeout=0.2), directory=tmp_path)
     with pytest.raises(error, match=message):
         calc.get_potential_energy(atoms)
+
+
+def test_a_killed_run_leaves_no_result_and_the_next_one_works(replayed, tmp_path):
+    atoms, calc = replayed("ok_singlepoint")
+    good = calc.profile
+    calc.get_potential_energy(atoms)
+    outcar = shlex.quote(str(RUNS / "ok_singlepoint" / "OUTCAR"))
+    calc.profile = MaiseProfile(shlex.join(["sh", "-c", f"head -c 900 {outcar} > OUTCAR; kill -9 $$"]))
+    atoms.positions[0] += 0.01
+    with pytest.raises(CalculationFailed, match="killed by SIGKILL; out of memory"):
+        calc.get_potential_energy(atoms)
+    assert calc.results == {}
+    with pytest.raises(CalculationFailed, match=r"no OUTCAR|damaged|cut off"):
+        calc.template.read_results(tmp_path / "run")  # what it left is not taken for a result
+    calc.profile = good
+    assert calc.get_potential_energy(atoms) == -15.7659590094229181
+
+
+def test_a_disk_that_fills_during_the_run_is_an_error(replayed):
+    atoms, calc = replayed("ok_singlepoint")
+    outcar = shlex.quote(str(RUNS / "ok_singlepoint" / "OUTCAR"))
+    calc.profile = MaiseProfile(shlex.join(["sh", "-c", f"trap '' XFSZ; ulimit -f 1; cp {outcar} OUTCAR"]))
+    with pytest.raises(CalculationFailed, match=r"ended with exit code 1.*File too large"):
+        calc.get_potential_energy(atoms)
+    assert calc.results == {}
+
+
+def test_a_disk_that_is_full_before_the_run_is_an_error(tmp_path):
+    code = f"""
+import resource, signal
+from ase.build import bulk
+from ase.calculators.calculator import CalculationFailed
+from maise_bridge import Maise
+calc = Maise({str(MODEL)!r}, directory={str(tmp_path)!r})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+try:
+    calc.get_potential_energy(bulk("Si", cubic=True))
+except CalculationFailed as error:
+    assert "cannot write the inputs of maise" in str(error), error
+    assert calc.results == {{}}
+else:
+    raise AssertionError("no error")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_mistakes_are_found_before_anything_runs(atoms, tmp_path):
