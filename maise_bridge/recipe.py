@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -122,8 +123,17 @@ def fit(label_files: Sequence[str | Path], out: str | Path, recipe: Recipe) -> d
         "sha256": _sha256(out),
         "seconds": round(time.perf_counter() - start, 1),
     }
-    Path(f"{out}.json").write_text(json.dumps(card, indent=1) + "\n")
+    _write_card(card, Path(f"{out}.json"))
     return card
+
+
+def _write_card(card: Mapping[str, Any], path: Path) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(card, indent=1) + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _errors(model: MaiseModel, labels: Labels, rows: np.ndarray) -> list[dict[str, float | None]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +62,8 @@ def run(options: argparse.Namespace) -> int:
     ends: dict[int, Relaxed] = {}
     stopped: BaseException | None = None
     try:
-        _show_all(structures, relaxations, ends)
+        with _termination_as_interrupt():
+            _show_all(structures, relaxations, ends)
     except BaseException as error:  # whatever it was, what is relaxed is kept
         stopped = error
     images = [_image(end) for _, end in sorted(ends.items()) if end.failure is None]
@@ -73,6 +76,16 @@ def run(options: argparse.Namespace) -> int:
         print(f"error: interrupted; {len(structures) - len(ends)} structures are not relaxed", file=sys.stderr)
         return INTERRUPTED
     return 0 if all(end.converged for end in ends.values()) else _FAILED
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM, as a queue sends it at the end of the time, do what Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show_all(structures: Sequence[Structure], relaxations: Iterator[Relaxed], ends: dict[int, Relaxed]) -> None:

@@ -1,7 +1,10 @@
 """python -m maise_bridge: what it prints and writes, agreement with the library, and every kind of bad input."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from maise_bridge import MaiseCalculator, MaisePotential, read_model, write_mode
 from maise_bridge.batch_relax import batch_relax
 from maise_bridge.calculator import MODELS, find_model
 from maise_bridge.cli import main
-from maise_bridge.cli.tables import Table
+from maise_bridge.cli.tables import Table, progress
 from maise_bridge.poscar import read_poscar
 
 DATA = Path(__file__).parents[1] / "data"
@@ -329,22 +332,35 @@ def test_failed_relaxations_are_reported_with_their_reason_and_status_1(capsys):
     assert not Path("none.extxyz").exists()
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_what_is_relaxed_is_kept_when_the_command_is_stopped(error, capsys, monkeypatch):
+def press_control_c():
+    raise KeyboardInterrupt
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+
+
+def run_out_of_memory():
+    raise MemoryError
+
+
+@pytest.mark.parametrize("end", [press_control_c, terminate, run_out_of_memory])
+def test_what_is_relaxed_is_kept_when_the_command_is_stopped(end, capsys, monkeypatch):
     write("some.extxyz", crystals())
 
     def stopped(self, structures, **options):
         ends = list(batch_relax(structures, self.potential, **options))
         yield from ends[:2]
-        raise error
+        end()
 
     monkeypatch.setattr(MaiseCalculator, "batch_relax", stopped)
     arguments = ["relax", "some.extxyz", "--out", "out.extxyz"]
-    if error is KeyboardInterrupt:
+    if end is not run_out_of_memory:
         assert main(arguments) == 130
         assert capsys.readouterr().err == "error: interrupted; 1 structures are not relaxed\n"
     else:
-        with pytest.raises(error):
+        with pytest.raises(MemoryError):
             main(arguments)
     assert len(read("out.extxyz", ":")) == 2
     assert sorted(path.name for path in Path().iterdir()) == ["out.extxyz", "some.extxyz"]
@@ -458,6 +474,16 @@ sys.exit(codes != [2] * 5)
         True
     ] * 5
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_bar_runs_below_the_lines_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress(2) as show:
+        show("first")
+        show("second")
+    out, err = capsys.readouterr()
+    assert out == "first\nsecond\n"
+    assert "0/2" in err
 
 
 def test_tables_keep_their_columns_and_show_dashes():
