@@ -89,7 +89,7 @@ class Matcher:
         stol = self.stol / 4
         if gap >= MIN_BOND_GAP:
             stol, longest = self.stol, cutoff * distances[0]
-            if any(a.sequences(longest, n) != b.sequences(longest, n) for n in (1, 3, N_SHELLS)):  # cheap ones first
+            if any(a.sequences(longest, n) != b.sequences(longest, n) for n in (3, N_SHELLS)):  # cheap ones first
                 return False
         self.counts.same_bonds += 1
         same = self._fit(a, b, stol)

@@ -58,6 +58,16 @@ def find_duplicates(
         raise ValueError(f"energy_tolerance is {energy_tolerance}; it must not be negative (eV/atom)")
     symprec = tolerances.pop("symprec", 0.1)
     matcher = Matcher(volume_tolerance=volume_tolerance, **tolerances)
+    duplicate_of = assign_originals(crystals, energies, matcher, energy_tolerance=energy_tolerance, symprec=symprec)
+    n_kept = sum(other is None for other in duplicate_of)
+    logger.debug("%d of %d crystals are distinct; %s", n_kept, len(crystals), matcher.counts)
+    return duplicate_of
+
+
+def assign_originals(
+    crystals: Sequence[Atoms], energies: np.ndarray, matcher: Matcher, *, energy_tolerance: float, symprec: float
+) -> list[int | None]:
+    """What :func:`find_duplicates` returns, by a matcher, which counts the pairs."""
     order = sorted(range(len(crystals)), key=lambda i: (energies[i], crystals[i].cell.volume, content(crystals[i])))
     duplicate_of: list[int | None] = [None] * len(crystals)
     shelves: dict[Any, _Shelf] = {}
@@ -68,8 +78,6 @@ def find_duplicates(
         duplicate_of[index] = next((i for i, kept in near if matcher.same_near(candidate, kept)), None)
         if duplicate_of[index] is None:
             shelf.add(index, candidate, energies[index])
-    n_kept = sum(other is None for other in duplicate_of)
-    logger.debug("%d of %d crystals are distinct; %s", n_kept, len(crystals), matcher.counts)
     return duplicate_of
 
 
@@ -103,9 +111,13 @@ def find_known(
 
     Raises
     ------
+    ValueError
+        If there is no reference.
     StructureError
         If a path cannot be read or a structure is not a crystal.
     """
+    if not references:
+        raise ValueError("no references to compare with; give a list of crystals or a path")
     symprec = tolerances.pop("symprec", 0.1)
     known = [
         atoms for part in references for atoms in (read_structures(part) if isinstance(part, str | Path) else part)
