@@ -153,7 +153,9 @@ def learn(name: str, model: GaussianModel, data: dict[str, Tensor]) -> dict[str,
         "scale_from_evidence": variance - data["variance"],
     }
     row: dict[str, Any] = {"method": name, "d": data["mean"].shape[1], "seconds": round(time.process_time() - begin, 1)}
-    return row | {key: error.detach().square().sum(-1).tolist() for key, error in errors.items()}
+    row |= {key: error.detach().square().sum(-1).tolist() for key, error in errors.items()}
+    floors = {"offset": data["mean"] - data["offset"], "scale": data["variance"] - data["sigma"] ** 2}
+    return row | {"evidence_from_truth": {key: floor.square().sum(-1).tolist() for key, floor in floors.items()}}
 
 
 def plot(rows: list[dict[str, Any]]) -> None:
@@ -183,6 +185,26 @@ def plot(rows: list[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Table of median errors for docs/hvae.md."""
+    from quality_hvae_report import table
+
+    dimensions = sorted({row["d"] for row in rows})
+    head = ["", *(f"offset, d = {d}" for d in dimensions), *(f"scale, d = {d}" for d in dimensions), "CPU s"]
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = {row["d"]: row for row in rows if row["method"] == method}
+        cells = [method]
+        for key in ("offset_from_evidence", "scale_from_evidence"):
+            cells += [f"{np.median(mine[d][key]):.2g}" for d in dimensions]
+        lines.append([*cells, f"{sum(row['seconds'] for row in mine.values()):.0f}"])
+    truth = ["the evidence's own distance from the truth"]
+    first = [row for row in rows if row["method"] == rows[0]["method"]]
+    truth += [f"{np.median(row['evidence_from_truth']['offset']):.2g}" for row in first]
+    truth += [f"{np.median(row['evidence_from_truth']['scale']):.2g}" for row in first]
+    return table(head, [*lines, [*truth, "-"]])
+
+
 def main() -> None:
     """Run, write, plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -202,7 +224,12 @@ def main() -> None:
         sizes = {"n_data": N_DATA, "n_sets": N_SETS, "n_samples": N_SAMPLES, "n_iterations": N_ITERATIONS, "rate": RATE}
         record = {"git_sha": commit.stdout.strip(), "torch": torch.__version__, "python": platform.python_version()}
         RESULT.write_text(json.dumps(record | sizes | {"rows": rows}, indent=1) + "\n")
-    plot(json.loads(RESULT.read_text())["rows"])
+    rows = json.loads(RESULT.read_text())["rows"]
+    plot(rows)
+
+    from quality_hvae_report import insert
+
+    insert("gaussian", summary(rows))
 
 
 if __name__ == "__main__":
