@@ -101,7 +101,7 @@ class TrainResult:
     held_out_elbo : float or None
         Mean ELBO of crystals unseen by a model of the same recipe; nats, standardised features.
     replica_spread : float
-        Mean Pearson distance among the replicas of the 15 x 15 grid.
+        Mean Pearson distance among the replicas of the 15 x 15 grid (about 225 points in more dimensions).
     reconstruction_correlation : float
         Mean Pearson correlation of decoded posterior means with the crystals' RDFs.
     null_correlation : float
@@ -212,7 +212,8 @@ def assess(model: HVAE, dataset: CrystalDataset) -> dict[str, Any]:
     mean, std = model.encode(features)
     rdfs, volumes = model.decode(mean)
     correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(rdfs.double().numpy(), dataset.rdfs, strict=True)]
-    replicas, replica_volumes = model.decode(central_grid(15, 0.9, model.latent_dim))
+    n_per_axis = 15 if model.latent_dim <= 2 else max(2, round(225 ** (1 / model.latent_dim)))
+    replicas, replica_volumes = model.decode(central_grid(n_per_axis, 0.9, model.latent_dim))
     sites = [wyckoff_sites(atoms) for atoms in dataset.structures]
     columns = zip(dataset.names, mean.tolist(), std.tolist(), correlations, volumes.tolist(), sites, strict=True)
     divergences = model.kl_per_dimension(features).tolist()

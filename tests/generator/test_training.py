@@ -15,11 +15,11 @@ from ase_hvae import training
 from ase_hvae.data import load_known
 from ase_hvae.dataset import Augmentation, CrystalDataset
 from ase_hvae.errors import ModelError, StructureError
-from ase_hvae.hvae import load_model
+from ase_hvae.hvae import HVAE, load_model
 from ase_hvae.rdf import RDFSettings
 from ase_hvae.replicas import decode
 from ase_hvae.sampling import sample_grid
-from ase_hvae.training import Recipe, novelty, train
+from ase_hvae.training import Recipe, assess, novelty, train
 
 QUICK = Recipe(
     n_leapfrog=1,
@@ -70,6 +70,14 @@ def test_distance_to_what_was_trained_on_is_reported(result, crystals):
     assert min(nearest) > 0
     assert result.replica_novelty == pytest.approx(np.mean(nearest), rel=0.5)  # of five of them
     assert "to the nearest training crystal" in str(result)
+
+
+def test_more_latent_dimensions_take_no_larger_grid(crystals):
+    model = HVAE(51, latent_dim=5, hidden=(8,))
+    quality = assess(model, CrystalDataset(crystals, QUICK.rdf))
+    assert len(quality["kl_per_dimension"]) == 5
+    assert len(quality["crystals"][0]["mean"]) == 5
+    assert np.isfinite(quality["replica_spread"])  # 15^5 replicas would not fit into memory
 
 
 def test_copies_of_the_training_crystals_are_warned_of(result, crystals, monkeypatch, caplog, tmp_path):
