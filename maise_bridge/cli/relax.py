@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fmax", type=float, default=0.01, help="largest force on atoms and cell at the end, eV/Å [%(default)s]")
     add("--steps", type=int, default=500, help="most steps of a structure [%(default)s]")
     add("--pressure", type=float, default=0.0, metavar="GPA", help="hydrostatic pressure, GPa [%(default)s]")
-    add("--optimizer", choices=("FIRE", "BFGS"), default="FIRE", help="BFGS needs fewer steps [%(default)s]")
+    add("--optimizer", choices=("BFGS", "FIRE"), default="BFGS", help="BFGS needs a third of the steps [%(default)s]")
     fixed_help = "positions only, one structure after the other; also for slabs, clusters and constraints"
     add("--fixed-cell", action="store_true", help=fixed_help)
     add("--batch", type=int, default=64, metavar="N", help="crystals relaxed at once [%(default)s]")
