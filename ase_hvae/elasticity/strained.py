@@ -107,6 +107,8 @@ def compute(
         (Richardson) at the price of twelve calculations.
     relax_ions : bool
         Relax positions in the strained cells (what an experiment measures) instead of straining them with the cell.
+        From a saddle point (a soft phonon at Gamma) ions fall to either side, and an eigenvalue may be large and
+        negative: the verdict is right, the number is not a stiffness.
     fmax : float
         Largest force when ions are relaxed, eV/Å. A force f left over makes an error of the order of f / strain over
         an area of 10 Å² in the tensor: 0.002 eV/Å³ (0.3 GPa) for the defaults.

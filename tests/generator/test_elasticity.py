@@ -359,6 +359,10 @@ def test_crystals_that_are_not_relaxed_are_refused(copper, hcp):
         elasticity.compute(moved, EMT())
     with pytest.raises(ElasticityError, match=r"ions not relaxed to 1e-12 eV/Å in 2 steps; raise max_steps"):
         elasticity.compute(hcp, EMT(), fmax=1e-12, max_steps=2)
+    shaken = bulk("Al", "sc", a=2.63) * (2, 2, 2)  # a saddle point for its ions
+    shaken.rattle(0.002, seed=1)
+    with pytest.raises(ElasticityError, match=r"unstrained: an ion moved by 0\.5\d+ Å, limit 0\.5"):
+        elasticity.compute(shaken, EMT())
 
 
 def test_other_bad_input_is_refused(copper):
