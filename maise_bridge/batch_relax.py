@@ -91,7 +91,7 @@ def batch_relax(
     *,
     fmax: float = 0.01,
     max_steps: int = 500,
-    optimizer: str = "FIRE",
+    optimizer: str = "BFGS",
     scalar_pressure: float = 0.0,
     bounds: Bounds | None = None,
     batch_size: int = 64,
@@ -110,9 +110,9 @@ def batch_relax(
         Largest force norm, over atoms and cell rows, at convergence; eV/Å.
     max_steps : int
         Step limit of each crystal; not converging within it is no error.
-    optimizer : {"FIRE", "BFGS"}
-        FIRE takes the steps of ASE's FIRE on FrechetCellFilter; BFGS needs fewer, see
-        :class:`maise_bridge.step_rules.Bfgs`. From far away they may end in different minima.
+    optimizer : {"BFGS", "FIRE"}
+        BFGS never settles for a rise of the enthalpy, see :class:`maise_bridge.step_rules.Bfgs`. FIRE takes the steps of
+        ASE's FIRE on FrechetCellFilter, three times as many. From far away they may end in different minima.
     scalar_pressure : float
         Hydrostatic pressure; eV/Å³.
     bounds : Bounds, optional

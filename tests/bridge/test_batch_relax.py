@@ -31,6 +31,7 @@ STRUCTURES = [crystal(n_atoms, seed) for seed, n_atoms in enumerate((8, 2, 5, 1,
 def test_every_crystal_takes_the_steps_of_ase(calc, pressure):
     bounds = Bounds(volume_factor=100, length_factor=10, min_distance=0.1)
     options = {"fmax": 0.2, "max_steps": 25, "scalar_pressure": pressure, "bounds": bounds, "batch_size": 3}
+    options["optimizer"] = "FIRE"
     found = {result.index: result for result in batch_relax(STRUCTURES, calc.potential, **options)}
     assert sorted(found) == list(range(len(STRUCTURES)))
     for index, given in enumerate(STRUCTURES):
