@@ -111,8 +111,8 @@ def batch_relax(
     max_steps : int
         Step limit of each crystal; not converging within it is no error.
     optimizer : {"BFGS", "FIRE"}
-        BFGS never settles for a rise of the enthalpy, see :class:`maise_bridge.step_rules.Bfgs`. FIRE takes the steps of
-        ASE's FIRE on FrechetCellFilter, three times as many. From far away they may end in different minima.
+        BFGS never settles for a rise of the enthalpy, see :class:`maise_bridge.step_rules.Bfgs`. FIRE takes the steps
+        of ASE's FIRE on FrechetCellFilter, three times as many. From far away they may end in different minima.
     scalar_pressure : float
         Hydrostatic pressure; eV/Å³.
     bounds : Bounds, optional
