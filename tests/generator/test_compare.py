@@ -352,6 +352,7 @@ def test_few_pairs_are_left_for_structure_matcher(known):
     assert n_kept == len(set(origin))
     assert all(other is None or origin[i] == origin[other] for i, other in enumerate(found))
     assert matcher.counts.same == 200 - n_kept
+    assert matcher.counts.near <= 1.1 * matcher.counts.same  # of 711 pairs of like volume
     assert matcher.counts.same_bonds <= 1.05 * matcher.counts.same  # of 19900 pairs
 
 
