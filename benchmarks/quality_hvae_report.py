@@ -173,7 +173,7 @@ def plot_curves(entries: list[dict[str, Any]]) -> None:
         for axis, x in ((axes[0], epoch), (axes[1], epoch * entry["seconds_per_epoch"])):
             if (axis is axes[0] and len(mean) > 150) or (axis is axes[1] and (k, len(mean)) == (0, 150)):
                 continue
-            axis.plot(x, mean, color=COLORS[k], label=NAMES[k], linewidth=1.5)
+            axis.plot(x, mean, "-" if k else "--", color=COLORS[k], label=NAMES[k], linewidth=1.5, zorder=3 - k / 3)
             axis.fill_between(x, mean - sd, mean + sd, color=COLORS[k], alpha=0.25, linewidth=0)
     axes[0].set(xlabel="epoch", ylabel="training loss, -ELBO (nats)", title="equal epochs")
     longest = max((e["epochs"] * e["seconds_per_epoch"] for e in entries if e["n_leapfrog"] == 3), default=None)
@@ -293,7 +293,7 @@ def rate_table(entries: list[dict[str, Any]]) -> str:
 
 def density_table(entries: list[dict[str, Any]]) -> str:
     """Densities, nats a crystal, and gains over the VAE."""
-    head = ("optimizer", "K", "model", "epochs", "CPU s", "trained: ELBO", "gain", "log p", "gain")
+    head = ("optimizer", "K", "model", "epochs", "seeds", "CPU s", "trained: ELBO", "gain", "log p", "gain")
     head += ("held out: ELBO", "gain", "log p", "gain")
     lines = []
     for e in sorted(entries, key=lambda e: (e["optimizer"], -e["noise_floor"], e["epochs"], e["n_leapfrog"])):
@@ -303,8 +303,8 @@ def density_table(entries: list[dict[str, Any]]) -> str:
         values = []
         for name in DENSITIES:
             values += [f"{e[name][0]:.1f}", pair(e[f"{name}_gain"], 2)]
-        first = (e["optimizer"], str(e["n_leapfrog"]), ", ".join(words) or "-", str(e["epochs"]), f"{e['seconds']:.0f}")
-        lines.append((*first, *values))
+        first = (e["optimizer"], str(e["n_leapfrog"]), ", ".join(words) or "-", str(e["epochs"]), str(e["n_seeds"]))
+        lines.append((*first, f"{e['seconds']:.0f}", *values))
     return table(head, lines)
 
 

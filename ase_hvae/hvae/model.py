@@ -194,6 +194,11 @@ class HVAE(nn.Module):
         bounded = self.max_step_size * torch.sigmoid(self.step_size_logits)
         return bounded.expand(self.n_leapfrog, self.latent_dim)[:, None, :] * log_sigma.exp()
 
+    @torch.no_grad()
+    def halve_step_sizes(self) -> None:
+        """Halve every step size in place; training does so when a trajectory runs away."""
+        self.step_size_logits.copy_(torch.logit(0.5 * torch.sigmoid(self.step_size_logits)))
+
     def potential(self, z: Tensor, x: Tensor) -> Tensor:
         """Return U(z) = -log p(x, z), ``(...)``, for standardised x."""
         return self._energy((self.decoder(z) - x) / self.noise, z)

@@ -18,6 +18,7 @@ from ase_hvae.hvae.model import HVAE
 logger = logging.getLogger(__name__)
 
 OPTIMIZERS = ("adam", "sgd")
+RUNAWAY_ENERGY_ERROR = 1000.0  # nats; a leapfrog trajectory beyond it follows nothing (the limit that Stan uses)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,8 @@ class History:
         Mean of |H_end - H_start| over the epoch, in nats, without what tempering takes out; zero for K = 0.
         Far above 1 the steps are too long for the posterior.
     n_skipped : int
-        Minibatches whose gradient was not finite (a trajectory ran away) and that were therefore not used.
+        Minibatches that were not used, because a trajectory ran away (|H_end - H_start| above 1000 nats or not finite;
+        all step sizes are halved then) or because the gradient was not finite.
     """
 
     loss: np.ndarray
@@ -63,6 +65,9 @@ def fit(
 ) -> History:
     """Fit `model` in place to physical features; the model's standardisation must be set.
 
+    Leapfrog is unstable when a step is longer than twice the posterior's width, which the encoder only learns. A
+    minibatch with a runaway trajectory is therefore left out, and all step sizes are halved; they can grow again.
+
     Parameters
     ----------
     model : HVAE
@@ -85,7 +90,7 @@ def fit(
     Raises
     ------
     ModelError
-        When gradients of more than 1 % of the minibatches (and more than ten) are not finite, or none of an epoch's is.
+        When more than 1 % of the minibatches (and more than ten), or all of an epoch, could not be used.
     """
     _check(features, epochs, batch_size, learning_rate, optimizer)
     x = model.standardise(features)
@@ -103,8 +108,8 @@ def fit(
         n_skipped += n_batches - len(values)
         if n_skipped > n_tolerated or not values:
             raise ModelError(
-                f"training diverged: {n_skipped} minibatches up to epoch {epoch} gave no finite gradient (limit "
-                f"{n_tolerated}); lower the learning rate or max_step_size"
+                f"training diverged: {n_skipped} minibatches up to epoch {epoch} gave no finite gradient or a runaway "
+                f"trajectory (limit {n_tolerated}); lower the learning rate or max_step_size"
             )
         loss, energy_error = np.mean(values, axis=0).tolist()
         losses.append(loss)
@@ -140,6 +145,11 @@ def _epoch(
         batch = x[indices]
         noise = model.draw_noise(len(batch), rng)
         trajectory = model.trajectory(batch, noise)
+        energy_error = trajectory.energy_error.abs()
+        if not energy_error.max() <= RUNAWAY_ENERGY_ERROR:  # also when it is not a number
+            logger.info("a trajectory ran away (energy error %.3g nats): step sizes halved", energy_error.max())
+            model.halve_step_sizes()
+            continue
         loss = -model.weigh(trajectory, noise, estimator=estimator).mean()
         solver.zero_grad(set_to_none=True)
         loss.backward()
@@ -147,7 +157,7 @@ def _epoch(
         value = loss.item()
         if math.isfinite(value) and math.isfinite(norm.item()):
             solver.step()
-            values.append((value, trajectory.energy_error.abs().mean().item()))
+            values.append((value, energy_error.mean().item()))
     return values
 
 

@@ -80,6 +80,28 @@ def test_same_seed_gives_the_same_weights_bit_for_bit(ring):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_runaway_trajectories_shorten_the_steps(ring, caplog, shared):
+    """Steps ten times the encoder's width are unstable; they are halved until the trajectories come back."""
+    model = make_model(n_leapfrog=5, step_size=10.0, max_step_size=20.0, noise_floor=0.02, shared_step_size=shared)
+    with torch.no_grad():
+        model.raw_noise -= 6  # a sharp likelihood
+    with caplog.at_level("INFO"):
+        history = fit(model, ring, rng=generator(3), epochs=10, batch_size=8, learning_rate=1e-3)
+    assert 3 <= history.n_skipped <= 8
+    assert caplog.text.count("step sizes halved") == history.n_skipped
+    assert 20 * torch.sigmoid(model.step_size_logits).max() < 3
+    assert history.loss[-1] < history.loss[0]
+    assert history.energy_error.max() <= 1000
+
+
+def test_halved_steps_are_half_as_long():
+    model = make_model(n_leapfrog=2)
+    before = model.step_sizes(torch.zeros(1, 2).double())
+    model.halve_step_sizes()
+    torch.testing.assert_close(model.step_sizes(torch.zeros(1, 2).double()), before / 2)
+
+
 def test_runaway_training_is_refused(ring):
     with pytest.raises(ModelError, match=r"training diverged.*lower the learning rate"):
         fit(make_model(), ring, rng=generator(), epochs=20, learning_rate=1e200, optimizer="sgd")
