@@ -69,7 +69,7 @@ def planned(part: str) -> Iterator[Run]:
     longer: dict[str, Any] = {"epochs": 200, "anneal": True, "held_out": HELD_OUT}
     if part == "figure":
         yield from (Run(part, k, seed, epochs=n) for seed in range(10) for k, n in ((0, 450), (3, 150), (0, 150)))
-    for seed in range(100 if part == "finite" else 5):
+    for seed in range({"finite": 100, "steps": 3}.get(part, 5)):
         if part == "rates":
             for rate in RATES:
                 for clip in (20.0, None):
@@ -90,7 +90,7 @@ def planned(part: str) -> Iterator[Run]:
         elif part == "time":
             yield from (Run(part, 0, seed, **options, **(longer | {"epochs": 600})) for options in (adam, sgd))
         elif part == "finite":
-            yield Run(part, 3, seed, epochs=10, **adam)
+            yield Run(part, 3, seed, epochs=4, **adam)
 
 
 PARTS = ("figure", "rates", "held_out", "time", "steps", "noise", "finite")
