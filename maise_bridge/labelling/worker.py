@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -109,7 +110,7 @@ def _serve(program: Program, atoms: Atoms, folder: Path) -> dict[str, Any]:
         computed = compute(program, atoms, folder)
         check_results(computed)
     except Exception as error:  # of a foreign program, whose errors have no common type
-        said = _last_lines(folder)
+        said = _last_words(folder)
         cause = _describe(error) + (f"; it said: {said}" if said else "")
         return {"failure": cause, "cpu": _cpu_seconds() - before}
     finally:
@@ -135,12 +136,15 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _last_lines(folder: Path) -> str:
-    """Last lines of what a program printed into its folder."""
-    said = []
-    for name in ("espresso.err", "espresso.pwo", "vasp.out"):
+def _last_words(folder: Path) -> str:
+    """What a program said in its folder of its failure: messages of pw.x, else its last lines."""
+    texts = {}
+    for name in ("espresso.pwo", "espresso.err", "vasp.out"):
         file = folder / name
-        if file.is_file():
-            lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
-            said += [" ".join(line.split()) for line in lines if line.strip()][-4:]
-    return " | ".join(said)[-500:]
+        texts[name] = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    output = texts.pop("espresso.pwo")
+    said = re.findall(r"^ *%+\n(.*?)^ *%+$", output, re.MULTILINE | re.DOTALL)  # between lines of per cent signs
+    said += re.findall(r"^.*convergence NOT achieved.*$", output, re.MULTILINE)
+    for text in texts.values():
+        said += [line for line in text.split("\n") if line.strip()][-3:]
+    return " | ".join(" ".join(message.split()) for message in said)[-500:]

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -479,6 +480,59 @@ def test_the_primitive_cell_is_the_same_crystal():
     assert primitive.get_volume() / 2 == pytest.approx(5.4**3 / 8, rel=1e-5)
     distances = np.sort(primitive.get_all_distances(mic=True)[0])
     assert distances[1] == pytest.approx(5.4 * np.sqrt(3) / 4, abs=1e-5)
+
+
+PSEUDO = Path("/usr/share/espresso/pseudo")
+needs_espresso = pytest.mark.skipif(
+    shutil.which("pw.x") is None or not (PSEUDO / "Si.pbe-nl-rrkjus_psl.1.0.0.UPF").is_file(),
+    reason="pw.x of Quantum ESPRESSO or its silicon is not installed",
+)
+
+
+@needs_espresso
+def test_forces_of_espresso_are_the_slope_of_its_energies():
+    step = 0.02  # Å
+    structures = []
+    for sign in (-1, 0, 1):
+        atoms = bulk("Si", a=5.4)
+        atoms.positions[1] += [0.1 + sign * step, 0.05, 0.0]
+        structures.append(atoms)
+    write("some.extxyz", structures)
+    line = ("some.extxyz", "--preset", "silicon-espresso", "--set", f"pseudo_dir={PSEUDO}", "--kspacing", 2.1)
+    label(*line, "--out", "labels.extxyz")
+    low, middle, high = sorted(read("labels.extxyz", ":"), key=lambda atoms: atoms.positions[1, 0])
+    slope = (high.calc.results["free_energy"] - low.calc.results["free_energy"]) / (2 * step)
+    assert middle.get_forces()[1, 0] == pytest.approx(-slope, abs=0.01)  # third derivative, times step squared
+    assert abs(slope) > 0.5
+    assert middle.info["kspacing"] == 2.1
+    assert set(middle.info["program"]) == {"pw.x", "Si pseudopotential"}
+    label(*line, "--index", 0, "--set", "input_data.electrons.electron_maxstep=2", "--out", "short.extxyz", status=1)
+    assert all("convergence NOT achieved" in entry["cause"] for entry in failures("short.extxyz"))
+    label("some.extxyz", *line[1:3], "--set", "pseudo_dir=.", "--out", "none.extxyz", status=2)
+
+
+@pytest.mark.filterwarnings("ignore:Loaded .*VASP.* from environment")
+def test_vasp_is_driven_by_its_files(monkeypatch, tmp_path):
+    potcar = tmp_path / "potpaw_PBE" / "Cu" / "POTCAR"
+    potcar.parent.mkdir(parents=True)
+    potcar.write_text(
+        "  PAW_PBE Cu 05Jan2001\n   TITEL  = PAW_PBE Cu 05Jan2001\n   ENMAX  =  295.446; ENMIN  =  184.0 eV\n"
+    )
+    program = Path(__file__).parents[1] / "generator" / "standin_vasp.py"
+    monkeypatch.setenv("VASP_PP_PATH", str(tmp_path))
+    monkeypatch.setenv("ASE_VASP_COMMAND", f"{sys.executable} {program} good")
+    structures = crystals(2)
+    write("some.extxyz", structures)
+    line = ("some.extxyz", "--calculator", "vasp", "--ecut", 400, "--kspacing", 0.3, "--out")
+    label(*line, "labels.extxyz")
+    found = read("labels.extxyz")
+    structures[0].calc = EMT()
+    assert found.get_potential_energy() == pytest.approx(structures[0].get_potential_energy(), abs=1e-6)
+    np.testing.assert_allclose(found.get_forces(), structures[0].get_forces(), atol=1e-6)
+    assert found.info["settings"]["encut"] == 400
+    monkeypatch.setenv("ASE_VASP_COMMAND", f"{sys.executable} {program} unconverged")
+    label(*line, "short.extxyz", status=1)
+    assert "the electronic loop did not converge" in failures("short.extxyz")[0]["cause"]
 
 
 def test_trouble_with_symmetry_is_met_by_the_next_attempt(tmp_path):
