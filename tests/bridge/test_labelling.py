@@ -491,7 +491,7 @@ needs_espresso = pytest.mark.skipif(
 
 @needs_espresso
 def test_forces_of_espresso_are_the_slope_of_its_energies():
-    step = 0.02  # Å
+    step = 0.005  # Å; occupations change along larger ones
     structures = []
     for sign in (-1, 0, 1):
         atoms = bulk("Si", a=5.4)
@@ -502,7 +502,7 @@ def test_forces_of_espresso_are_the_slope_of_its_energies():
     label(*line, "--out", "labels.extxyz")
     low, middle, high = sorted(read("labels.extxyz", ":"), key=lambda atoms: atoms.positions[1, 0])
     slope = (high.calc.results["free_energy"] - low.calc.results["free_energy"]) / (2 * step)
-    assert middle.get_forces()[1, 0] == pytest.approx(-slope, abs=0.01)  # third derivative, times step squared
+    assert middle.get_forces()[1, 0] == pytest.approx(-slope, abs=5e-3)  # third derivative, times step squared
     assert abs(slope) > 0.5
     assert middle.info["kspacing"] == 2.1
     assert set(middle.info["program"]) == {"pw.x", "Si pseudopotential"}
