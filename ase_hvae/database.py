@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
+from ase.db.core import Database
 from ase.db.row import AtomsRow
 from ase.io import write
 
@@ -26,17 +29,26 @@ _TEXTS = ("failure", "phonon_failure")  # free text could read like a number, wh
 class CandidateDatabase:
     """Rows of an ase.db database keyed by ``candidate``.
 
+    There is one writer, and SQLite guards its file. ASE's lock file beside it is not used: a run that is killed while
+    it writes would leave it behind, and the resumed run would wait for it for ever.
+
     Parameters
     ----------
     path : str or Path
         File name of the database (SQLite); made when the first candidate is written.
+
+    Raises
+    ------
+    RunFolderError
+        On reading or writing, if another program holds the database or the disk is full.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._ids: dict[int, int] = {}
         if self.path.exists():
-            self._ids = {row.get("candidate"): row.id for row in connect(self.path).select(include_data=False)}
+            with self._opened() as database:
+                self._ids = {row.get("candidate"): row.id for row in database.select(include_data=False)}
 
     def write(self, candidate: Candidate) -> None:
         """Insert the candidate, or replace its row."""
@@ -45,18 +57,26 @@ class CandidateDatabase:
         results = {name: getattr(candidate, name) for name in _CALCULATED if getattr(candidate, name) is not None}
         if results:
             atoms.calc = SinglePointCalculator(atoms, **results)
-        database = connect(self.path)
-        if candidate.index in self._ids:
-            database.update(self._ids[candidate.index], atoms=atoms, data=data, **pairs)
-        else:
-            self._ids[candidate.index] = database.write(atoms, key_value_pairs=pairs, data=data)
+        with self._opened() as database:
+            if candidate.index in self._ids:
+                database.update(self._ids[candidate.index], atoms=atoms, data=data, **pairs)
+            else:
+                self._ids[candidate.index] = database.write(atoms, key_value_pairs=pairs, data=data)
 
     def read(self) -> list[Candidate]:
         """All candidates in the order of their index."""
         if not self.path.exists():
             return []
-        rows = connect(self.path).select()
-        return sorted((_from_row(row) for row in rows), key=lambda candidate: candidate.index)
+        with self._opened() as database:
+            return sorted((_from_row(row) for row in database.select()), key=lambda candidate: candidate.index)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Database]:
+        try:
+            yield connect(self.path, use_lock_file=False)
+        except sqlite3.OperationalError as error:
+            remedy = "free space, or end the other program that uses it, then add --resume to go on"
+            raise RunFolderError(f"cannot use {self.path}: {error}; {remedy}") from error
 
 
 def _to_row(candidate: Candidate) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,7 +1,9 @@
 """Rows of candidates and the run folder."""
 
 import dataclasses
+import functools
 import json
+import sqlite3
 
 import numpy as np
 import pytest
@@ -55,6 +57,37 @@ def make_ranked(index=3, **changes):
         "stable": False,
     }
     return make_candidate(index, **(values | changes))
+
+
+def test_a_lock_that_a_killed_run_left_behind_holds_up_nothing(tmp_path, monkeypatch):
+    """ASE waits for its lock file without end."""
+    path = tmp_path / "candidates.db"
+    CandidateDatabase(path).write(make_candidate())
+    (tmp_path / "candidates.db.lock").touch()
+    monkeypatch.setattr("ase.utils.time.sleep", lambda seconds: pytest.fail("waits for a lock"))
+    database = CandidateDatabase(path)
+    database.write(make_candidate(status="failed", failure="none"))
+    database.write(make_candidate(index=4))
+    assert [candidate.index for candidate in database.read()] == [3, 4]
+
+
+def test_a_database_that_another_program_holds_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "candidates.db"
+    database = CandidateDatabase(path)
+    database.write(make_candidate())
+    monkeypatch.setattr("ase.db.sqlite.sqlite3.connect", functools.partial(_connect, sqlite3.connect))
+    other = sqlite3.connect(path)
+    other.execute("BEGIN EXCLUSIVE")
+    message = r"cannot use .*candidates.db: database is locked; free space, or end the other program"
+    for use in (lambda: database.write(make_candidate()), database.read, lambda: CandidateDatabase(path)):
+        with pytest.raises(RunFolderError, match=message):
+            use()
+    other.close()
+
+
+def _connect(connect, name, timeout=0.0):
+    """Without the 20 s of patience that ASE has."""
+    return connect(name, timeout=0.0)
 
 
 def assert_same(left, right):
