@@ -72,13 +72,19 @@ class ReconstructConfig:
     """From a replica to crystals."""
 
     natoms: str = option("1-8", "atoms in the primitive cell, as 2, 1-8 or 2,4,8")
-    n_proposals: int = option(1500, "proposed crystals per replica", minimum=1)
+    spacegroups: str = option("1-230", "space groups to build crystals in, as 227, 195-230 or 141,191,227")
+    volume: float | None = option(None, "volume per atom; default: the replica's", unit="Å^3", above=0.0)
+    min_distance: float | None = option(
+        None,
+        "shortest distance; default: 0.9 of the covalent bond or, if less, of the replica's shortest",
+        unit="Å",
+        above=0.0,
+    )
+    n_proposals: int = option(20_000, "proposed crystals per replica", minimum=1)
     n_steered: int = option(32, "proposals steered per replica after screening", minimum=1)
     per_replica: int = option(3, "most candidates kept per replica", minimum=1)
     pearson_threshold: float = option(0.13, "largest Pearson distance to the replica", above=0.0, maximum=2.0)
-    volume_tolerance: float = option(
-        0.1, "relative half-width of the volume window around the replica's", above=0.0, maximum=0.9
-    )
+    volume_tolerance: float = option(0.1, "relative half-width of the window of volumes", above=0.0, maximum=0.9)
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,7 @@ class GenerateConfig:
         for section, stage, spec in iterate_options():
             _check(section, spec, getattr(getattr(self, section), spec.name), _field_type(stage, spec.name))
         parse_natoms(self.reconstruct.natoms)
+        parse_spacegroups(self.reconstruct.spacegroups)
         if (self.sampling.sampling == "around") != (self.sampling.around is not None):
             raise ConfigError("sampling = 'around' and around = NAME go together; give both or neither")
         names = [name.strip() for name in self.run.calculator.split(",")]
@@ -211,15 +218,28 @@ def parse_natoms(text: str) -> tuple[int, ...]:
     ConfigError
         If the text is no such list or a number is below 1.
     """
+    return _parse_numbers("natoms", text, "8, 1-8 or 2,4,8")
+
+
+def parse_spacegroups(text: str) -> tuple[int, ...]:
+    """International numbers of space groups from ``227``, ``195-230`` or ``141,191,227``, as `parse_natoms`."""
+    numbers = _parse_numbers("spacegroups", text, "227, 195-230 or 141,191,227")
+    if max(numbers) > 230:
+        raise ConfigError(f"spacegroups = {text!r} must hold numbers from 1 to 230")
+    return numbers
+
+
+def _parse_numbers(name: str, text: str, examples: str) -> tuple[int, ...]:
+    """Sorted numbers of a list of numbers and ranges."""
     numbers: set[int] = set()
     try:
         for part in str(text).split(","):
             first, _, last = part.strip().partition("-")
             numbers.update(range(int(first), int(last or first) + 1))
     except ValueError:
-        raise ConfigError(f"natoms = {text!r} is no list of numbers; write 8, 1-8 or 2,4,8") from None
+        raise ConfigError(f"{name} = {text!r} is no list of numbers; write {examples}") from None
     if not numbers or min(numbers) < 1:
-        raise ConfigError(f"natoms = {text!r} must hold numbers of at least 1, ranges rising; write 8, 1-8 or 2,4,8")
+        raise ConfigError(f"{name} = {text!r} must hold numbers of at least 1, ranges rising; write {examples}")
     return tuple(sorted(numbers))
 
 

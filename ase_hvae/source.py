@@ -10,12 +10,12 @@ from ase import Atoms
 
 from ase_hvae import sampling
 from ase_hvae.candidate import Candidate
-from ase_hvae.config import GenerateConfig, parse_natoms
+from ase_hvae.config import GenerateConfig, parse_natoms, parse_spacegroups
 from ase_hvae.data import load_known
-from ase_hvae.errors import ConfigError, ModelError, SymmetryError
+from ase_hvae.errors import ConfigError, ModelError, ReconstructionError, SymmetryError
 from ase_hvae.hvae import HVAE, load_model
 from ase_hvae.rdf import RDFSettings
-from ase_hvae.reconstruct import WyckoffPrior, reconstruct
+from ase_hvae.reconstruct import WyckoffPrior, check_volume, reconstruct
 from ase_hvae.replicas import Replica, decode
 from ase_hvae.structures import read_structures
 from ase_hvae.symmetry import symmetrize
@@ -58,6 +58,8 @@ class CrystalSource:
         ------
         ConfigError, ModelError, StructureError
             If the weights or crystals cannot be read, or do not fit each other or the options.
+        ReconstructionError
+            If no crystal has the numbers of atoms, space groups, volume and distances that the options ask for.
         """
         model = load_model(config.run.model)
         if len(model.card["species"]) > 1:
@@ -68,10 +70,20 @@ class CrystalSource:
         species = str(model.card["species"][0])
         known = known_crystals(config.run.known, species)
         # Of the crystals trained on, not of the known ones: what was held out must stay unknown to the proposals too.
-        prior = WyckoffPrior.from_sites((entry["spacegroup"], entry["wyckoff"]) for entry in model.card["crystals"])
+        sites = ((entry["spacegroup"], entry["wyckoff"]) for entry in model.card["crystals"])
+        prior = WyckoffPrior.from_sites(sites, spacegroups=parse_spacegroups(config.reconstruct.spacegroups))
         source = cls(config, model, species, RDFSettings(**model.card["rdf"]), known, prior)
-        source.latents()  # refuses impossible requests before any expensive work
+        source._check()
         return source
+
+    def _check(self) -> None:
+        """Refuse impossible requests before any expensive work."""
+        options = self.config.reconstruct
+        self.latents()
+        self.prior.draw(parse_natoms(options.natoms), self._rng(RECONSTRUCT_STREAM))
+        if options.min_distance is not None:
+            volumes = [options.volume] if options.volume else [replica.volume_per_atom for replica in self.replicas()]
+            check_volume(max(volumes) * (1 + options.volume_tolerance), options.min_distance)
 
     def latents(self) -> np.ndarray:
         """Latents in the order in which they are used; shape (n_replicas, latent_dim)."""
@@ -99,19 +111,23 @@ class CrystalSource:
     def crystals(self, replica: Replica) -> tuple[list[Candidate], dict[str, int]]:
         """Reconstruct and symmetrize: the candidates of one replica and the counts of the search."""
         options = self.config.reconstruct
-        result = reconstruct(
-            replica.rdf,
-            replica.volume_per_atom,
-            species=self.species,
-            settings=self.settings,
-            natoms=parse_natoms(options.natoms),
-            prior=self.prior,
-            n_proposals=options.n_proposals,
-            n_steered=options.n_steered,
-            threshold=options.pearson_threshold,
-            volume_tolerance=options.volume_tolerance,
-            rng=self._rng(RECONSTRUCT_STREAM, replica.index),
-        )
+        try:
+            result = reconstruct(
+                replica.rdf,
+                options.volume or replica.volume_per_atom,
+                species=self.species,
+                settings=self.settings,
+                natoms=parse_natoms(options.natoms),
+                prior=self.prior,
+                n_proposals=options.n_proposals,
+                n_steered=options.n_steered,
+                threshold=options.pearson_threshold,
+                min_distance=options.min_distance,
+                volume_tolerance=options.volume_tolerance,
+                rng=self._rng(RECONSTRUCT_STREAM, replica.index),
+            )
+        except ReconstructionError:  # this replica's atoms are too dense for the distances asked for; others are not
+            return [], {"impossible_replicas": 1}
         candidates = [
             Candidate(
                 index=replica.index * options.per_replica + number,

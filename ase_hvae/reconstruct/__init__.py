@@ -1,6 +1,19 @@
 """From a target RDF to crystals that have it: propose in random space groups, screen, steer, accept."""
 
-from ase_hvae.reconstruct.search import Reconstruction, ReconstructionResult, default_min_distance, reconstruct
-from ase_hvae.reconstruct.wyckoff import WyckoffPrior
+from ase_hvae.reconstruct.prior import WyckoffPrior
+from ase_hvae.reconstruct.search import (
+    Reconstruction,
+    ReconstructionResult,
+    check_volume,
+    default_min_distance,
+    reconstruct,
+)
 
-__all__ = ["Reconstruction", "ReconstructionResult", "WyckoffPrior", "default_min_distance", "reconstruct"]
+__all__ = [
+    "Reconstruction",
+    "ReconstructionResult",
+    "WyckoffPrior",
+    "check_volume",
+    "default_min_distance",
+    "reconstruct",
+]

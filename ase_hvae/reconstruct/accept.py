@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import vesin
 from ase import Atoms
 
-from ase_hvae.rdf import RDFSettings, radial_distribution
+from ase_hvae.rdf import RDFSettings
+from ase_hvae.reconstruct.screen import exact_rdfs
+from ase_hvae.reconstruct.tables import Crystals
 from ase_hvae.reconstruct.wyckoff import Template
 
 SAME_PEARSON = 1e-4  # Pearson distance between two g(r) of the same crystal
@@ -38,37 +42,38 @@ def keeps_space_group(entry: Template, atoms: Atoms, tolerance: float = 1e-4) ->
     return bool(distances.min(2).max() < tolerance)
 
 
-def pearson_distances(structures: list[Atoms], target: np.ndarray, settings: RDFSettings) -> np.ndarray:
-    """Return 1 - Pearson correlation of each crystal's g(r) with the target, shape (n_structures,)."""
-    if not structures:
-        return np.zeros(0)
-    return 1 - _correlations(_rdfs(structures, settings), target[None])[:, 0]
+def pearson_distances(crystals: Crystals, target: np.ndarray, settings: RDFSettings) -> np.ndarray:
+    """Return 1 - Pearson correlation of each crystal's g(r) with the target, shape (n_crystals,)."""
+    return 1 - _correlations(exact_rdfs(crystals, settings), target[None])[:, 0]
 
 
-def distinct(structures: list[Atoms], settings: RDFSettings) -> list[int]:
+def distinct(structures: Sequence[Atoms], rdfs: np.ndarray) -> list[int]:
     """Return the positions of the crystals that are no near-identical copy of an earlier one.
 
     Copies agree in g(r), volume per atom and bond angles to within what steering leaves open. Cheap, not a proof of
     identity: crystals that differ by more are all kept.
+
+    Parameters
+    ----------
+    structures : sequence of Atoms
+        Crystals of one element.
+    rdfs : ndarray
+        Their g(r), shape (n_structures, n_bins).
     """
     if not structures:
         return []
-    rdfs = _rdfs(structures, settings)
     similar = 1 - _correlations(rdfs, rdfs) < SAME_PEARSON
     volumes = np.array([atoms.get_volume() / len(atoms) for atoms in structures])
-    angles = np.stack([_bond_angles(atoms) for atoms in structures])
+    angles: dict[int, np.ndarray] = {}
     kept: list[int] = []
     for index in range(len(structures)):
-        earlier = [k for k in kept if similar[index, k]]
-        same_volume = np.abs(volumes[earlier] / volumes[index] - 1) < SAME_VOLUME
-        same_angles = np.abs(angles[earlier] - angles[index]).sum(1) < SAME_ANGLES
-        if not (same_volume & same_angles).any():
+        alike = [k for k in kept if similar[index, k] and abs(volumes[k] / volumes[index] - 1) < SAME_VOLUME]
+        for k in [index, *alike] if alike else []:  # angles only where they decide
+            if k not in angles:
+                angles[k] = _bond_angles(structures[k])
+        if not any(np.abs(angles[k] - angles[index]).sum() < SAME_ANGLES for k in alike):
             kept.append(index)
     return kept
-
-
-def _rdfs(structures: list[Atoms], settings: RDFSettings) -> np.ndarray:
-    return radial_distribution(structures, rmax=settings.rmax, n_bins=settings.n_bins, sigma=settings.sigma)
 
 
 def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-import torch
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 
 from ase_hvae.errors import ReconstructionError
 from ase_hvae.rdf import RDFSettings
 from ase_hvae.reconstruct.accept import distinct, keeps_space_group, pearson_distances
-from ase_hvae.reconstruct.propose import Batch, propose
-from ase_hvae.reconstruct.screen import Smearing, min_distances, screen
-from ase_hvae.reconstruct.steer import Limits, Steered, steer
-from ase_hvae.reconstruct.wyckoff import WyckoffPrior
+from ase_hvae.reconstruct.goal import Limits, Target
+from ase_hvae.reconstruct.prior import WyckoffPrior
+from ase_hvae.reconstruct.propose import propose
+from ase_hvae.reconstruct.screen import choose, exact_rdfs, min_distances
+from ase_hvae.reconstruct.steer import Steered, steer
+from ase_hvae.reconstruct.wyckoff import Template
 
 SCREEN_SIGMA = 0.3  # smearing of the screen; Å
-PROPOSAL_OVERLAP = 0.75  # a proposal may be this much closer than the limit: steering pushes atoms apart
 SCREEN_RMAX = 5.5  # distances that the screen compares; Å
 SCREEN_KEEP = 12  # proposals that pass the screen, in units of n_steered
-HANDICAP = 0.03  # Pearson distance that a free coordinate is hoped to gain in steering
 FIRST_NEIGHBOR = 0.3  # neighbours within the target's shortest distance
-PER_TEMPLATE = 6  # most proposals of one space group and set of Wyckoff positions that are steered
+ENLARGED = 1e-3  # what the volume may exceed its tolerance by
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +63,8 @@ class ReconstructionResult:
     counts : mapping of str to int
         ``proposed``, ``screened`` (without overlaps), ``steered``, ``finished`` (through all smearings), ``accepted``,
         and why others were not: ``overlapping`` and ``unpromising`` proposals, ``abandoned`` while steering,
-        ``non_finite``, ``too_close``, ``wrong_volume``, ``wrong_symmetry``, ``dissimilar``, ``duplicate``.
+        ``non_finite``, ``too_close``, ``wrong_volume``, ``wrong_symmetry``, ``dissimilar``, ``duplicate``; beside them
+        ``refused_steps`` of steering that led to no sound crystal.
     """
 
     crystals: tuple[Reconstruction, ...]
@@ -79,7 +79,7 @@ def reconstruct(
     settings: RDFSettings | None = None,
     natoms: Sequence[int] = tuple(range(1, 9)),
     prior: WyckoffPrior | None = None,
-    n_proposals: int = 1500,
+    n_proposals: int = 20_000,
     n_steered: int = 32,
     threshold: float = 0.13,
     min_distance: float | None = None,
@@ -103,7 +103,7 @@ def reconstruct(
     prior : WyckoffPrior, optional
         Distribution of space groups and Wyckoff positions; uniform by default.
     n_proposals, n_steered : int
-        Random crystals to draw, and how many of them to steer.
+        Random crystals to draw, and how many to steer to the end.
     threshold : float
         Largest Pearson distance of an accepted crystal.
     min_distance : float, optional
@@ -126,25 +126,19 @@ def reconstruct(
         If an argument makes no sense.
     """
     settings = settings or RDFSettings()
-    target = _checked_target(target_rdf, settings)
+    rdf = _checked_target(target_rdf, settings)
     sizes = _checked_sizes(natoms)
     _check_numbers(volume_per_atom, volume_tolerance, threshold, n_proposals, n_steered)
     if min_distance is None:
-        min_distance = default_min_distance(species, target, volume_per_atom, settings)
+        min_distance = default_min_distance(species, rdf, volume_per_atom, settings)
     elif not min_distance > 0:
         raise ValueError(f"min_distance must be positive, got {min_distance} Å")
-    _check_volume(volume_per_atom * (1 + volume_tolerance), min_distance)
+    check_volume(volume_per_atom * (1 + volume_tolerance), min_distance)
     limits = Limits(min_distance, volume_per_atom, volume_tolerance)
-    templates = (prior or WyckoffPrior()).draw(sizes, n_proposals, rng)
-    batch = propose(templates, 1, volume_per_atom, volume_tolerance, min_distance, rng)
-    counts = {"proposed": len(batch)}
-    chosen = _choose(batch, target, settings, limits, n_steered, counts)
-    if chosen is None:
-        return ReconstructionResult((), MappingProxyType(counts | {"accepted": 0}))
-    steered = steer(chosen, target, settings, limits, n_kept=n_steered)
-    counts["finished"] = len(steered.kept)
-    counts["abandoned"] = len(chosen) - len(steered.kept) - steered.n_unsound
-    crystals = _accept(steered, target, settings, limits, threshold, species, counts)
+    target = Target(rdf, settings, limits)
+    templates = (prior or WyckoffPrior()).draw(sizes, rng)
+    steered, counts = _search(target, templates, n_proposals, n_steered, rng)
+    crystals = _accept(steered, target, threshold, species, counts)
     return ReconstructionResult(crystals, MappingProxyType(counts))
 
 
@@ -161,72 +155,65 @@ def default_min_distance(species: str, target_rdf: np.ndarray, volume_per_atom: 
     return float(0.9 * min(bond, settings.grid[np.argmax(neighbors >= FIRST_NEIGHBOR)]))
 
 
-def _choose(
-    batch: Batch, target: np.ndarray, settings: RDFSettings, limits: Limits, n_steered: int, counts: dict[str, int]
-) -> Batch | None:
-    """Screen: drop overlapping proposals, keep the nearest to the target, few of each template."""
-    limit = PROPOSAL_OVERLAP * limits.min_distance
-    apart = torch.nonzero(min_distances(batch, limit) >= limit)[:, 0]
-    counts |= {"overlapping": len(batch) - len(apart), "screened": len(apart)}
-    if len(apart) == 0:
-        return None
-    batch = batch.select(apart)
-    smearing = Smearing(target, settings, SCREEN_SIGMA, rmax=SCREEN_RMAX, device=batch.cells.device)
-    distances = screen(batch, smearing)
-    handicap = torch.tensor([HANDICAP * min(entry.n_free, 6) for entry in batch.templates], dtype=distances.dtype)
-    seen: dict[int, int] = {}
-    chosen: list[int] = []
-    for index in torch.argsort(distances - handicap, stable=True).tolist():
-        key = id(batch.templates[index])
-        if seen.setdefault(key, 0) < min(batch.templates[index].n_parameters, PER_TEMPLATE):
-            seen[key] += 1
-            chosen.append(index)
-    chosen = chosen[: SCREEN_KEEP * n_steered]
-    counts |= {"unpromising": len(batch) - len(chosen), "steered": len(chosen)}
-    return batch.select(torch.tensor(chosen))
+def _search(
+    target: Target,
+    templates: Iterator[Template],
+    n_proposals: int,
+    n_steered: int,
+    rng: np.random.Generator,
+) -> tuple[Steered, dict[str, int]]:
+    """Propose, screen and steer; crystals at the end of steering and what became of the others."""
+    rough = target.goal(sigma=SCREEN_SIGMA, rmax=SCREEN_RMAX)
+    proposals, distances = propose(templates, n_proposals, rough, target.limits.volume_tolerance, rng)
+    chosen = choose(proposals, distances, SCREEN_KEEP * n_steered)
+    n_screened = int(np.isfinite(distances).sum())
+    steered = steer(proposals.select(chosen), target, n_kept=n_steered)
+    counts = {
+        "proposed": n_proposals,
+        "overlapping": n_proposals - n_screened,
+        "screened": n_screened,
+        "unpromising": n_screened - len(chosen),
+        "steered": len(chosen),
+        "finished": len(steered.kept),
+        "non_finite": steered.n_unsound,
+        "refused_steps": steered.n_refused,
+    }
+    counts["abandoned"] = len(chosen) - counts["finished"] - counts["non_finite"]
+    return steered, counts
 
 
 def _accept(
-    steered: Steered,
-    target: np.ndarray,
-    settings: RDFSettings,
-    limits: Limits,
-    threshold: float,
-    species: str,
-    counts: dict[str, int],
+    steered: Steered, target: Target, threshold: float, species: str, counts: dict[str, int]
 ) -> tuple[Reconstruction, ...]:
     """Keep the steered crystals that obey all limits, best first, without near-identical copies."""
-    reasons = ("non_finite", "too_close", "wrong_volume", "wrong_symmetry", "dissimilar", "duplicate")
-    counts |= dict.fromkeys(reasons, 0) | {"non_finite": steered.n_unsound}
-    batch = steered.batch
-    shortest = min_distances(batch, limits.min_distance)
-    found: list[Reconstruction] = []
-    for index, entry in enumerate(batch.templates):
+    counts |= dict.fromkeys(("too_close", "wrong_volume", "wrong_symmetry", "dissimilar"), 0)
+    crystals, limits = steered.crystals, target.limits
+    shortest = min_distances(crystals, limits.min_distance)
+    ratios = crystals.volumes_per_atom / limits.volume_per_atom
+    distances = pearson_distances(crystals, target.rdf, target.settings)
+    near: list[int] = []
+    for index in np.argsort(distances, kind="stable"):
         reason = None
-        atoms = batch.atoms(index, species)
-        ratio = atoms.get_volume() / len(atoms) / limits.volume_per_atom
-        if not bool(steered.finite[index]):
-            reason = "non_finite"
-        elif float(shortest[index]) < limits.min_distance:
+        if shortest[index] < limits.min_distance:
             reason = "too_close"
-        elif abs(ratio - 1) > limits.volume_tolerance + 1e-3:
+        elif abs(ratios[index] - 1) > limits.volume_tolerance + ENLARGED:
             reason = "wrong_volume"
-        elif not keeps_space_group(entry, atoms):
+        elif not distances[index] <= threshold:
+            reason = "dissimilar"
+        elif not keeps_space_group(crystals.entry(index), crystals.atoms(index, species)):
             reason = "wrong_symmetry"
-        if reason is not None:
+        if reason is None:
+            near.append(int(index))
+        else:
             counts[reason] += 1
-            continue
-        found.append(Reconstruction(atoms, 2.0, entry.group.number, entry.wyckoffs, float(steered.loss[index])))
-    distances = pearson_distances([crystal.atoms for crystal in found], target, settings)
-    near = [
-        Reconstruction(crystal.atoms, float(distance), crystal.spacegroup, crystal.wyckoffs, crystal.loss)
-        for crystal, distance in zip(found, distances, strict=True)
-        if distance <= threshold
-    ]
-    near.sort(key=lambda crystal: crystal.pearson_distance)
-    kept = distinct([crystal.atoms for crystal in near], settings)
-    counts |= {"dissimilar": len(found) - len(near), "duplicate": len(near) - len(kept), "accepted": len(kept)}
-    return tuple(near[index] for index in kept)
+    structures = [crystals.atoms(index, species) for index in near]
+    kept = distinct(structures, exact_rdfs(crystals.select(np.array(near, dtype=np.int64)), target.settings))
+    counts |= {"duplicate": len(near) - len(kept), "accepted": len(kept)}
+    found = [(structures[k], near[k], crystals.entry(near[k])) for k in kept]
+    return tuple(
+        Reconstruction(atoms, float(distances[index]), entry.group.number, entry.wyckoffs, float(steered.loss[index]))
+        for atoms, index, entry in found
+    )
 
 
 def _checked_target(target_rdf: np.ndarray, settings: RDFSettings) -> np.ndarray:
@@ -271,8 +258,21 @@ def _check_numbers(
         raise ValueError(f"n_proposals and n_steered must be at least 1, got {n_proposals} and {n_steered}")
 
 
-def _check_volume(volume_per_atom: float, min_distance: float) -> None:
-    """Refuse volumes below that of a close packing at the shortest distance."""
+def check_volume(volume_per_atom: float, min_distance: float) -> None:
+    """Refuse volumes below that of a close packing at the shortest distance.
+
+    Parameters
+    ----------
+    volume_per_atom : float
+        Largest allowed; Å^3.
+    min_distance : float
+        Å.
+
+    Raises
+    ------
+    ReconstructionError
+        If no crystal has both.
+    """
     packed = min_distance**3 / np.sqrt(2)
     if volume_per_atom < packed:
         raise ReconstructionError(

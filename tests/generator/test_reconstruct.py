@@ -1,10 +1,9 @@
-"""Reconstruction: tables, proposals, batched RDF, steering, and finding known crystals from their own RDF."""
+"""Reconstruction: tables, proposals, g(r), steering, and finding known crystals from their own RDF."""
 
 import itertools
 
 import numpy as np
 import pytest
-import torch
 from ase import Atoms
 from ase.build import bulk
 
@@ -12,27 +11,38 @@ from ase_hvae.errors import ReconstructionError
 from ase_hvae.rdf import RDFSettings, radial_distribution
 from ase_hvae.reconstruct import WyckoffPrior, default_min_distance, reconstruct
 from ase_hvae.reconstruct.accept import distinct, keeps_space_group
-from ase_hvae.reconstruct.propose import pack, propose
-from ase_hvae.reconstruct.screen import Smearing, find_pairs, min_distances
-from ase_hvae.reconstruct.steer import Limits, Stage, _linearise, steer
-from ase_hvae.reconstruct.wyckoff import draw_letters, feasible, space_group, template
+from ase_hvae.reconstruct.combinations import canonical, combinations, draw_letters, feasible, least_atoms
+from ase_hvae.reconstruct.descent import linearise, make_model
+from ase_hvae.reconstruct.drawing import draw
+from ase_hvae.reconstruct.goal import Limits, Target
+from ase_hvae.reconstruct.kernels import make_space
+from ase_hvae.reconstruct.propose import propose
+from ase_hvae.reconstruct.screen import choose, exact_rdfs, min_distances
+from ase_hvae.reconstruct.steer import Stage, steer
+from ase_hvae.reconstruct.tables import Crystals, crystals_of
+from ase_hvae.reconstruct.wyckoff import space_group, template
 from ase_hvae.structures import min_distance
 from ase_hvae.symmetry import space_group as find_space_group
 
 SETTINGS = RDFSettings()
 SOME_GROUPS = (1, 2, 5, 12, 15, 38, 43, 64, 88, 121, 141, 148, 167, 180, 191, 194, 206, 217, 227, 230)
+DIAMOND = bulk("Si")
+
+
+def target_of(atoms: Atoms, min_distance: float = 2.0, tolerance: float = 0.1) -> Target:
+    limits = Limits(min_distance, atoms.get_volume() / len(atoms), tolerance)
+    return Target(radial_distribution(atoms), SETTINGS, limits)
 
 
 @pytest.fixture(scope="module")
-def batch():
-    rng = np.random.default_rng(3)
-    templates = WyckoffPrior(spacegroups=SOME_GROUPS).draw(range(1, 9), 60, rng)
-    proposals = propose(templates, 1, 20.0, 0.1, 2.0, rng)
-    return proposals.select(torch.nonzero(min_distances(proposals, 1.5) >= 1.5)[:, 0])
-
-
-def target_of(atoms: Atoms) -> tuple[np.ndarray, float]:
-    return radial_distribution(atoms), atoms.get_volume() / len(atoms)
+def proposals() -> Crystals:
+    """60 proposals without short distances, of as many templates as possible."""
+    prior, rng = WyckoffPrior(spacegroups=SOME_GROUPS), np.random.default_rng(3)
+    target = target_of(bulk("Si", a=(8 * 20.0) ** (1 / 3)))
+    crystals, distances = propose(prior.draw(range(1, 9), rng), 8000, target.goal(sigma=0.3, rmax=5.5), 0.1, rng)
+    apart = np.flatnonzero(np.isfinite(distances))
+    first = apart[np.unique(crystals.template[apart], return_index=True)[1]]
+    return crystals.select(first[:60])
 
 
 @pytest.mark.parametrize("number", SOME_GROUPS)
@@ -62,62 +72,151 @@ def test_wyckoff_tables_of_diamond():
     assert draw_letters(225, 1, np.random.default_rng(0)) in {("a",), ("b",)}
 
 
-def test_proposals_have_the_space_group_they_were_drawn_for(batch):
-    for index, entry in enumerate(batch.templates):
-        atoms = batch.atoms(index, "Si")
+def test_renamed_positions_give_the_same_crystals():
+    assert canonical(12, ("d", "i")) == canonical(12, ("a", "i")) == canonical(12, ("b", "i"))
+    assert canonical(227, ("a",)) == canonical(227, ("b",))
+    assert canonical(227, ("c",)) != canonical(227, ("a",))
+    # P-1: an origin shift takes a pair of the eight centres to any with the same difference, of which there are 7
+    assert len(combinations(2, 2)) == 7 + 1
+    for number in (2, 12, 139, 194):
+        listed = combinations(number, 4)
+        assert len(set(listed)) == len(listed)
+        assert all(canonical(number, letters) == letters for letters in listed)
+        assert all(template(number, letters).n_atoms == 4 for letters in listed)
+        rng = np.random.default_rng(number)
+        assert {draw_letters(number, 4, rng) for _ in range(200)} <= set(listed)
+
+
+def test_renamed_positions_have_the_same_rdf():
+    number = 139
+    one, other = ("a", "e"), ("b", "e")  # I4/mmm: shifted by c/2
+    assert canonical(number, one) == canonical(number, other)
+    cell = space_group(number).primitive @ np.diag([4.0, 4.0, 9.0])
+    crystals = crystals_of(
+        [template(number, one), template(number, other)], [cell, cell], [np.array([0.3]), np.array([0.8])]
+    )
+    rdfs = exact_rdfs(crystals, SETTINGS)
+    np.testing.assert_allclose(rdfs[0], rdfs[1], atol=1e-9)
+
+
+def test_feasible_agrees_with_the_multiplicities():
+    for number in SOME_GROUPS:
+        assert feasible(number, least_atoms(number))
+        assert not any(feasible(number, n) for n in range(1, least_atoms(number)))
+    assert least_atoms(227) == 2
+
+
+def test_proposals_have_the_space_group_they_were_drawn_for(proposals):
+    assert len(proposals) > 40
+    for index in range(len(proposals)):
+        entry, atoms = proposals.entry(index), proposals.atoms(index, "Si")
         assert keeps_space_group(entry, atoms)
         found = find_space_group(atoms, symprec=1e-3)
         # spglib may find more operations, never fewer
         assert found.n_operations >= len(entry.group.rotations)
         assert atoms.get_volume() / len(atoms) == pytest.approx(20.0, rel=0.1001)
+        assert min_distance(atoms) >= 0.75 * 2.0
 
 
-def test_batched_rdf_agrees_with_the_one_of_atoms(batch):
-    smearing = Smearing(radial_distribution(bulk("Si")), SETTINGS, SETTINGS.sigma)
-    ours = smearing.rdf(batch, find_pairs(batch, smearing.cutoff)).numpy()
-    reference = radial_distribution([batch.atoms(i, "Si") for i in range(len(batch))])
-    # pairs are put on a grid of sigma / 2.5: errors of a few thousandths of the peak
-    assert np.abs(ours - reference).max() < 5e-3 * reference.max()
+def test_compiled_rdf_agrees_with_the_one_of_atoms(proposals):
+    ours = exact_rdfs(proposals, SETTINGS)
+    reference = radial_distribution([proposals.atoms(i, "Si") for i in range(len(proposals))])
+    assert np.abs(ours - reference).max() < 1e-10
+    for settings in (RDFSettings(5.0, 80, 0.1), RDFSettings(9.0, 300, 0.05)):
+        options = {"rmax": settings.rmax, "n_bins": settings.n_bins, "sigma": settings.sigma}
+        reference = radial_distribution(proposals.atoms(0, "Si"), **options)
+        assert np.abs(exact_rdfs(proposals, settings)[0] - reference).max() < 1e-10
 
 
-def test_gradient_of_the_loss_agrees_with_finite_differences(batch):
-    smearing = Smearing(radial_distribution(bulk("Si")), SETTINGS, 0.3)
-    limits = Limits(2.2, 22.0, 0.02)
-    problem = _linearise(batch, smearing, limits)
-    n_free = batch.coordinates.shape[1]
+def test_shortest_distances_agree_with_those_of_atoms(proposals):
+    reference = [min(min_distance(proposals.atoms(i, "Si")), 2.2) for i in range(len(proposals))]
+    np.testing.assert_allclose(min_distances(proposals, 2.2), reference, atol=1e-9)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.12, 0.3])
+def test_gradient_of_the_loss_agrees_with_finite_differences(proposals, sigma):
+    goal = Target(radial_distribution(DIAMOND), SETTINGS, Limits(2.4, 22.0, 0.02)).goal(sigma=sigma)
     rng = np.random.default_rng(0)
-    direction = torch.from_numpy(rng.normal(size=tuple(problem.gradient.shape)))
+    for index in range(20):
+        t = proposals.template[index]
+        entry, tables, n_grid = proposals.entry(index), proposals.tables, len(goal.target)
+        space = make_space(entry.n_atoms, 20000, n_grid)
+        model = make_model(entry.n_atoms, entry.n_parameters, n_grid)
+        cell, u = proposals.cells[index], proposals.coordinates[index]
+        linearise(tables, t, cell, u, goal, space, model)
+        direction = rng.normal(size=entry.n_parameters)
+        exact, step = model.gradient @ direction, direction / model.scales
+        scale = np.linalg.norm(model.gradient) * np.linalg.norm(direction)
 
-    def loss(size):
-        step = size * direction / problem.scales
-        strain = torch.einsum("bq,bqij->bij", step[:, n_free:], batch.strains)
-        moved = batch.moved(batch.cells @ torch.linalg.matrix_exp(strain), batch.coordinates + step[:, :n_free])
-        return _linearise(moved, smearing, limits).loss
+        def loss(size, entry=entry, t=t, cell=cell, u=u, step=step, space=space, tables=tables):
+            strain = np.einsum("q,qij->ij", size * step[entry.n_free :], entry.strains)
+            moved = u.copy()
+            moved[: entry.n_free] += size * step[: entry.n_free]
+            other = make_model(entry.n_atoms, entry.n_parameters, len(goal.target))
+            return linearise(tables, t, cell + cell @ (strain + strain @ strain / 2), moved, goal, space, other)
 
-    numeric = (loss(1e-4) - loss(-1e-4)) / 4e-4  # the gradient is that of half of the squares
-    exact = (problem.gradient * direction).sum(1)
-    error = (numeric - exact).abs() / exact.abs().clamp(min=0.05 * float(exact.abs().max()))
-    assert float(error.max()) < 0.03  # the smearing's grid
-
-
-def test_space_group_never_drops_while_steering(batch):
-    target, volume = target_of(bulk("Si"))
-    steered = steer(batch, target, SETTINGS, Limits(2.0, volume, 0.1))
-    assert len(steered.batch) == len(batch)
-    for index, entry in enumerate(steered.batch.templates):
-        assert keeps_space_group(entry, steered.batch.atoms(index, "Si"), tolerance=1e-8)
-    before = _linearise(batch, Smearing(target, SETTINGS, 0.0), Limits(2.0, volume, 0.1)).loss
-    assert float((steered.loss < before).double().mean()) > 0.9
+        numeric = (loss(1e-5) - loss(-1e-5)) / 4e-5  # the gradient is that of half of the squares
+        assert abs(numeric - exact) < 2e-4 * scale  # peaks are cut off at 4.5 sigma
 
 
-def test_loss_never_rises_within_a_stage(batch):
-    target, volume = target_of(bulk("Si"))
-    losses = [
-        steer(batch, target, SETTINGS, Limits(2.0, volume, 0.1), stages=[Stage(0.3, 6.0, n, 1.0)]).loss
-        for n in (0, 1, 4, 8)
-    ]
+def test_space_group_never_drops_while_steering(proposals):
+    target = target_of(DIAMOND)
+    steered = steer(proposals, target)
+    assert len(steered.crystals) == len(proposals)
+    for index in range(len(proposals)):
+        crystals = steered.crystals
+        assert keeps_space_group(crystals.entry(index), crystals.atoms(index, "Si"), tolerance=1e-8)
+    before = steer(proposals, target, stages=[Stage(0.0, np.inf, 0, 1.0)]).loss
+    assert (steered.loss < before).mean() > 0.9
+
+
+def test_loss_never_rises_within_a_stage(proposals):
+    target = target_of(DIAMOND)
+    losses = [steer(proposals, target, stages=[Stage(0.3, 6.0, n, 1.0)]).loss for n in (0, 1, 4, 8)]
     for earlier, later in itertools.pairwise(losses):
-        assert bool((later <= earlier).all())
+        assert (later <= earlier).all()
+    assert (losses[-1] < losses[0]).mean() > 0.9
+
+
+def test_a_crystal_alone_goes_the_same_way_as_among_a_thousand(proposals):
+    target = target_of(DIAMOND)
+    many = proposals.select(np.arange(1000) % len(proposals))
+    stages = [Stage(0.35, 5.0, 2, 1.0), Stage(0.0, np.inf, 2, 1.0)]
+    together = steer(many, target, stages=stages)
+    for index in (0, 7, 31):
+        alone = steer(proposals.select(np.array([index])), target, stages=stages)
+        np.testing.assert_array_equal(alone.crystals.cells[0], together.crystals.cells[index])
+        np.testing.assert_array_equal(alone.crystals.coordinates[0], together.crystals.coordinates[index])
+        assert alone.loss[0] == together.loss[index]
+
+
+def test_a_proposal_is_the_same_whatever_is_drawn_beside_it(proposals):
+    goal, tables = target_of(DIAMOND).goal(sigma=0.3, rmax=5.5), proposals.tables
+    template_of = np.arange(1000) % len(proposals.templates)
+
+    def drawn(first, last):
+        cells, coordinates = np.zeros((last - first, 3, 3)), np.zeros((last - first, proposals.coordinates.shape[1]))
+        distances = draw(tables, template_of[first:last], np.uint64(7), first, goal, 0.1, 0.75, cells, coordinates)
+        return distances, cells, coordinates
+
+    together = drawn(0, 1000)
+    for first, last in ((0, 1), (500, 501), (990, 1000)):
+        for some, everything in zip(drawn(first, last), together, strict=True):
+            np.testing.assert_array_equal(some, everything[first:last])
+    assert len(np.unique(together[1][:, 0, 0])) > 900  # streams differ
+
+
+def test_screen_keeps_few_of_each_template_the_nearest_first(proposals):
+    many = proposals.select(np.repeat(np.arange(len(proposals)), 20))
+    distances = np.random.default_rng(0).random(len(many))
+    distances[::7] = np.inf
+    chosen = choose(many, distances, 50)
+    assert len(chosen) == 50
+    assert np.isfinite(distances[chosen]).all()
+    assert np.bincount(many.template[chosen]).max() <= 6
+    first = chosen[0]
+    same = np.flatnonzero((many.template == many.template[first]) & np.isfinite(distances))
+    assert distances[first] == distances[same].min()
 
 
 def test_keeps_space_group_notices_a_lower_one():
@@ -145,10 +244,10 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_finds_a_crystal_from_its_own_rdf(name):
     atoms, number = SMALL[name]
-    target, volume = target_of(atoms)
+    target, volume = radial_distribution(atoms), atoms.get_volume() / len(atoms)
     species = atoms.symbols[0]
     rng = np.random.default_rng(0)
-    result = reconstruct(target, volume, species=species, natoms=(1, 2), n_proposals=600, n_steered=16, rng=rng)
+    result = reconstruct(target, volume, species=species, natoms=(1, 2), n_proposals=3000, n_steered=16, rng=rng)
     best = result.crystals[0]
     assert best.pearson_distance < 1e-3
     assert find_space_group(best.atoms, symprec=0.01).number == number
@@ -168,9 +267,9 @@ def test_learned_positions_find_lonsdaleite_and_bc8():
         [[1 / 3, 2 / 3, z] for z in (0.0625, 0.4375)] + [[2 / 3, 1 / 3, z] for z in (0.5625, 0.9375)]
     )
     for atoms, number in ((lonsdaleite, 194), (bc8, 206)):
-        target, volume = target_of(atoms)
+        target, volume = radial_distribution(atoms), atoms.get_volume() / len(atoms)
         rng = np.random.default_rng(1)
-        result = reconstruct(target, volume, natoms=(4, 8), prior=prior, n_proposals=150, n_steered=8, rng=rng)
+        result = reconstruct(target, volume, natoms=(4, 8), prior=prior, n_proposals=3000, n_steered=8, rng=rng)
         assert result.crystals[0].pearson_distance < 1e-3
         assert find_space_group(result.crystals[0].atoms).number == number
 
@@ -178,16 +277,16 @@ def test_learned_positions_find_lonsdaleite_and_bc8():
 def test_prior_learns_from_structures():
     prior = WyckoffPrior.from_structures([bulk("Si"), bulk("Cu"), bulk("Mg")], uniform_share=0.0)
     assert [number for number, _ in prior.learned] == [227, 225, 194]
-    drawn = prior.draw((2,), 50, np.random.default_rng(0))
+    drawn = itertools.islice(prior.draw((2,), np.random.default_rng(0)), 50)
     assert {entry.group.number for entry in drawn} == {227, 194}
 
 
 def test_accepted_crystals_obey_all_limits_and_repeat():
-    target, volume = target_of(bulk("Si"))
-    smooth = np.convolve(target, np.full(5, 0.2), "same")  # as blurred as a decoded one
+    volume = DIAMOND.get_volume() / 2
+    smooth = np.convolve(radial_distribution(DIAMOND), np.full(5, 0.2), "same")  # as blurred as a decoded one
 
     def search(seed):
-        options = {"natoms": range(1, 7), "n_proposals": 400, "n_steered": 12, "threshold": 0.3, "min_distance": 2.1}
+        options = {"natoms": range(1, 7), "n_proposals": 4000, "n_steered": 12, "threshold": 0.3, "min_distance": 2.1}
         return reconstruct(smooth, volume, **options, volume_tolerance=0.08, rng=np.random.default_rng(seed))
 
     result, again = search(5), search(5)
@@ -215,37 +314,46 @@ def test_distinct_drops_copies_in_other_cells_only():
     turned = diamond.repeat((2, 1, 1))
     turned.rotate(30, "z", rotate_cell=True)
     expanded = bulk("Si", a=5.5)
-    assert distinct([diamond, turned, expanded, bulk("Si", "fcc", a=4.3)], SETTINGS) == [0, 2, 3]
+    crystals = [diamond, turned, expanded, bulk("Si", "fcc", a=4.3)]
+    assert distinct(crystals, radial_distribution(crystals)) == [0, 2, 3]
 
 
-def test_non_finite_crystals_are_counted_and_left_out(batch):
-    target, volume = target_of(bulk("Si"))
-    coordinates = batch.coordinates.clone()
-    coordinates[1, 0] = torch.nan
-    cells = batch.cells.clone()
-    cells[2, 0, 0] = torch.inf
-    steered = steer(
-        batch.moved(cells, coordinates), target, SETTINGS, Limits(2.0, volume, 0.1), stages=[Stage(0.3, 5.0, 2, 1)]
-    )
-    assert steered.n_unsound == 2
-    assert {1, 2}.isdisjoint(steered.kept.tolist())
-    assert bool(torch.isfinite(steered.batch.cells).all())
+def test_unsound_crystals_are_counted_and_left_out(proposals):
+    cells, coordinates = proposals.cells.copy(), proposals.coordinates.copy()
+    free = int(np.flatnonzero(proposals.tables.n_free[proposals.template] > 0)[0])
+    coordinates[free, 0] = np.nan
+    flat = (free + 1) % len(proposals)
+    cells[flat, 2] = cells[flat, 1]
+    infinite = (free + 2) % len(proposals)
+    cells[infinite, 0, 0] = np.inf
+    steered = steer(proposals.moved(cells, coordinates), target_of(DIAMOND), stages=[Stage(0.3, 5.0, 2, 1)])
+    assert steered.n_unsound == 3
+    assert {free, flat, infinite}.isdisjoint(steered.kept.tolist())
+    assert len(steered.kept) == len(proposals) - 3
+    assert np.isfinite(steered.crystals.cells).all()
+    assert np.isfinite(steered.loss).all()
 
 
-def test_coinciding_atoms_are_flagged_not_fatal():
-    target, volume = target_of(bulk("Si"))
+def test_coinciding_atoms_are_counted_not_fatal():
     entry = template(1, ("a", "a"))
-    batch = pack([entry] * 2, [np.eye(3) * 3.4] * 2, [np.zeros(6), np.array([0, 0, 0, 0.5, 0.5, 0.5])])
-    steered = steer(batch, target, SETTINGS, Limits(2.0, volume, 0.1))
-    assert steered.finite.tolist() == [False, True]
-    assert bool(torch.isfinite(steered.batch.coordinates).all())
+    crystals = crystals_of([entry] * 2, [np.eye(3) * 3.4] * 2, [np.zeros(6), np.array([0, 0, 0, 0.5, 0.5, 0.5])])
+    steered = steer(crystals, target_of(DIAMOND))
+    assert (steered.n_unsound, steered.kept.tolist()) == (1, [1])
+    assert np.isfinite(steered.crystals.coordinates).all()
+
+
+def test_a_loss_that_is_not_finite_stops_no_batch():
+    entry = template(1, ("a",))
+    crystals = crystals_of([entry], [np.eye(3) * 2.7], [np.zeros(3)])
+    steered = steer(crystals, Target(np.full(200, np.nan), SETTINGS, Limits(2.0, 20.0, 0.1)))
+    assert (len(steered.kept), steered.n_unsound) == (0, 1)
 
 
 def test_default_min_distance_follows_the_target_below_the_bond():
-    target, volume = target_of(bulk("Si"))
+    target, volume = radial_distribution(DIAMOND), DIAMOND.get_volume() / 2
     assert default_min_distance("Si", target, volume, SETTINGS) == pytest.approx(2.0, abs=0.05)
     chromium = bulk("Cr", "bcc", 2.88)  # bonds of 2.49 Å, shorter than twice the covalent radius, 2.78 Å
-    assert default_min_distance("Cr", *target_of(chromium), SETTINGS) < 2.4
+    assert default_min_distance("Cr", radial_distribution(chromium), chromium.get_volume(), SETTINGS) < 2.4
 
 
 @pytest.mark.parametrize(
@@ -254,7 +362,11 @@ def test_default_min_distance_follows_the_target_below_the_bond():
         ({"species": ("Si", "C")}, ReconstructionError, "one species"),
         ({"species": "Xx"}, ReconstructionError, "chemical symbol"),
         ({"volume_per_atom": 4.0}, ReconstructionError, "close packing"),
-        ({"natoms": (1,), "prior": WyckoffPrior(spacegroups=(227,))}, ReconstructionError, "1 atoms .* 227"),
+        (
+            {"natoms": (1,), "prior": WyckoffPrior(spacegroups=(227,))},
+            ReconstructionError,
+            "1 atoms .* 227, which need at least 2",
+        ),
         ({"natoms": ()}, ValueError, "natoms"),
         ({"natoms": (0, 2)}, ValueError, "natoms"),
         ({"volume_per_atom": np.nan}, ValueError, "volume_per_atom"),
@@ -267,8 +379,7 @@ def test_default_min_distance_follows_the_target_below_the_bond():
     ],
 )
 def test_refuses_requests_that_make_no_sense(options, error, match):
-    target, volume = target_of(bulk("Si"))
-    arguments = {"target_rdf": target, "volume_per_atom": volume} | options
+    arguments = {"target_rdf": radial_distribution(DIAMOND), "volume_per_atom": DIAMOND.get_volume() / 2} | options
     with pytest.raises(error, match=match):
         reconstruct(**arguments, rng=np.random.default_rng(0))
 

@@ -1,0 +1,354 @@
+"""Compiled Levenberg-Marquardt descent of one crystal after another, in Wyckoff coordinates and symmetric strains.
+
+The loss is ``sum_r w (g - g*)^2 / sum_r w (g* - <g*>)^2`` plus squared overlaps of short distances plus a volume term.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ase_hvae.reconstruct.kernels import (
+    compiled,
+    find_pairs,
+    make_space,
+    place,
+    room,
+    smear,
+)
+
+MAX_MOVE = 0.4  # largest move of an atom in one step; Å
+MAX_STRAIN = 0.06  # largest strain in one step
+OVERLAP_WEIGHT = 2.0  # of (overlap / min_distance)^2, per atom
+VOLUME_WEIGHT = 50.0  # of log(volume / target volume)^2
+STRAIN_LENGTH = 4.0  # length that makes strains comparable with moves; Å
+MAX_DAMPING = 1e6
+CONVERGED = 1e-7  # a step that lowers the loss by less, and by less than a thousandth, is the last
+
+
+class Goal(NamedTuple):
+    """A target at one smearing on an even grid, and what crystals have to obey beside it.
+
+    Attributes
+    ----------
+    origin, step : float
+        First point of the grid and its spacing; Å.
+    sigma : float
+        Smearing; Å.
+    n_side : int
+        Grid points to either side of a distance that its smeared peak reaches.
+    cutoff : float
+        Largest distance of a pair that reaches the grid; Å.
+    target : ndarray
+        Shape (n_grid,): g(r).
+    weights : ndarray
+        Shape (n_grid,): weights of the squared differences.
+    min_distance : float
+        Distances below this are pushed apart; Å.
+    volume_per_atom : float
+        Å^3.
+    free_volume : float
+        Deviation of log(volume) that costs nothing.
+    """
+
+    origin: float
+    step: float
+    sigma: float
+    n_side: int
+    cutoff: float
+    target: np.ndarray
+    weights: np.ndarray
+    min_distance: float
+    volume_per_atom: float
+    free_volume: float
+
+
+class Model(NamedTuple):
+    """Room for g(r) of one crystal and the Gauss-Newton model of its loss in scaled parameters (moves in Å).
+
+    Attributes
+    ----------
+    rdf, jacobian : ndarray
+        Shapes (n_grid,) and (n_parameters, n_grid).
+    gradient, hessian : ndarray
+        Shapes (n_parameters,) and (n_parameters, n_parameters).
+    scales : ndarray
+        Shape (n_parameters,): scaled parameters are parameters times these.
+    moves : ndarray
+        Shape (n_atoms, 3, 3): displacement of an atom by its own free coordinates, [atom, coordinate, direction], in
+        the frame of the triangular cell; Å.
+    strains : ndarray
+        Shape (6, 3, 3): strains in that frame.
+    """
+
+    rdf: np.ndarray
+    jacobian: np.ndarray
+    gradient: np.ndarray
+    hessian: np.ndarray
+    scales: np.ndarray
+    moves: np.ndarray
+    strains: np.ndarray
+
+
+@compiled
+def make_model(n_atoms, n_parameters, n_grid):
+    """Return room for a crystal with `n_parameters` parameters."""
+    return Model(
+        np.zeros(n_grid),
+        np.zeros((n_parameters, n_grid)),
+        np.zeros(n_parameters),
+        np.zeros((n_parameters, n_parameters)),
+        np.zeros(n_parameters),
+        np.zeros((n_atoms, 3, 3)),
+        np.zeros((6, 3, 3)),
+    )
+
+
+@compiled
+def prepare(tables, t, cell, space, model):
+    """Fill in moves, strains and scales of a crystal that has been placed."""
+    n_free, n_strains = tables.n_free[t], tables.n_strains[t]
+    model.scales[:] = 0.0
+    for atom in range(tables.n_atoms[t]):
+        for q in range(tables.n_own[t, atom]):
+            for x in range(3):
+                value = 0.0
+                for axis in range(x, 3):
+                    value += tables.matrix[t, atom, axis, q] * space.lower[axis, x]
+                model.moves[atom, q, x] = value
+                model.scales[tables.start[t, atom] + q] += value * value
+    for p in range(n_free):
+        model.scales[p] = math.sqrt(model.scales[p])
+    for q in range(n_strains):
+        model.scales[n_free + q] = STRAIN_LENGTH
+        model.strains[q] = space.frame @ tables.strains[t, q] @ space.frame.T
+
+
+@compiled
+def pair_slopes(tables, t, space, model, pair, columns, slopes):
+    """Derivatives of a distance by scaled parameters; their number, with repeats, and the parameters in `columns`."""
+    n_found, n_free = 0, tables.n_free[t]
+    x, y, z = space.vectors[pair, 0], space.vectors[pair, 1], space.vectors[pair, 2]
+    inverse = 1.0 / space.distances[pair]
+    i, j = space.center[pair], space.neighbor[pair]
+    for atom, sign in ((j, inverse), (i, -inverse)):
+        for q in range(tables.n_own[t, atom] if i != j else 0):
+            column = tables.start[t, atom] + q
+            move = model.moves[atom, q]
+            columns[n_found] = column
+            slopes[n_found] = sign * (x * move[0] + y * move[1] + z * move[2]) / model.scales[column]
+            n_found += 1
+    for q in range(tables.n_strains[t]):
+        s = model.strains[q]
+        squares = s[0, 0] * x * x + s[1, 1] * y * y + s[2, 2] * z * z
+        columns[n_found] = n_free + q
+        slopes[n_found] = inverse * (squares + 2 * (s[0, 1] * x * y + s[0, 2] * x * z + s[1, 2] * y * z))
+        slopes[n_found] /= STRAIN_LENGTH
+        n_found += 1
+    return n_found
+
+
+@compiled
+def add_pairs(tables, t, space, n_pairs, goal, model):
+    """Set g(r) and its jacobian, add the overlaps to gradient and Gauss-Newton matrix; the loss of the overlaps."""
+    n_grid = len(goal.target)
+    columns, slopes = np.zeros(12, np.int64), np.zeros(12)
+    loss = 0.0
+    for pair in range(n_pairs):
+        weight = tables.orbit_size[t, space.center[pair]]
+        first, last = smear(space.distances[pair], goal.origin, goal.step, n_grid, goal.sigma, goal.n_side, space)
+        n_found = pair_slopes(tables, t, space, model, pair, columns, slopes)
+        for k in range(last - first + 1):
+            model.rdf[first + k] += weight * space.peak[k]
+        for found in range(n_found):
+            row, factor = model.jacobian[columns[found]], weight * slopes[found]
+            for k in range(last - first + 1):
+                row[first + k] += factor * space.slope[k]
+        overlap = goal.min_distance - space.distances[pair]
+        if overlap > 0:
+            factor = weight * OVERLAP_WEIGHT / (tables.n_atoms[t] * goal.min_distance**2)
+            loss += factor * overlap * overlap
+            for a in range(n_found):
+                model.gradient[columns[a]] -= factor * overlap * slopes[a]
+                for b in range(n_found):
+                    model.hessian[columns[a], columns[b]] += factor * slopes[a] * slopes[b]
+    return loss
+
+
+@compiled
+def add_residuals(tables, t, space, goal, model):
+    """Normalise g(r) and its jacobian, add both to gradient and Gauss-Newton matrix; the loss of the differences."""
+    n_grid, n_free, n_strains = len(goal.target), tables.n_free[t], tables.n_strains[t]
+    volume, loss = space.lower[0, 0] * space.lower[1, 1] * space.lower[2, 2], 0.0
+    for k in range(n_grid):
+        distance = goal.origin + k * goal.step
+        factor = volume / (tables.n_atoms[t] ** 2 * 4 * math.pi * distance * distance)
+        root = math.sqrt(goal.weights[k])
+        rdf = model.rdf[k] * factor
+        difference = (rdf - goal.target[k]) * root
+        loss += difference * difference
+        model.rdf[k] = difference
+        for p in range(n_free + n_strains):
+            model.jacobian[p, k] *= factor * root
+        for q in range(n_strains):
+            trace = model.strains[q, 0, 0] + model.strains[q, 1, 1] + model.strains[q, 2, 2]
+            model.jacobian[n_free + q, k] += trace * rdf * root / STRAIN_LENGTH
+    for p in range(n_free + n_strains):
+        row = model.jacobian[p]
+        value = 0.0
+        for k in range(n_grid):
+            value += row[k] * model.rdf[k]
+        model.gradient[p] += value
+        for q in range(p + 1):
+            other = model.jacobian[q]
+            value = 0.0
+            for k in range(n_grid):
+                value += row[k] * other[k]
+            model.hessian[p, q] += value
+            if q < p:
+                model.hessian[q, p] += value
+    return loss
+
+
+@compiled
+def add_volume(tables, t, space, goal, model):
+    """Add the volume term to gradient and Gauss-Newton matrix; its loss."""
+    volume = space.lower[0, 0] * space.lower[1, 1] * space.lower[2, 2]
+    ratio = math.log(volume / tables.n_atoms[t] / goal.volume_per_atom)
+    excess = math.copysign(max(abs(ratio) - goal.free_volume, 0.0), ratio)
+    if excess == 0:
+        return 0.0
+    n_free = tables.n_free[t]
+    for q in range(tables.n_strains[t]):
+        slope = (model.strains[q, 0, 0] + model.strains[q, 1, 1] + model.strains[q, 2, 2]) / STRAIN_LENGTH
+        model.gradient[n_free + q] += VOLUME_WEIGHT * slope * excess
+        for p in range(tables.n_strains[t]):
+            other = (model.strains[p, 0, 0] + model.strains[p, 1, 1] + model.strains[p, 2, 2]) / STRAIN_LENGTH
+            model.hessian[n_free + q, n_free + p] += VOLUME_WEIGHT * slope * other
+    return VOLUME_WEIGHT * excess * excess
+
+
+@compiled
+def linearise(tables, t, cell, u, goal, space, model):
+    """Fill the model of a crystal's loss; the loss, NaN if the crystal is unsound (flat, coinciding atoms)."""
+    if not place(tables, t, cell, u, space):
+        return np.nan
+    n_pairs = find_pairs(tables, t, space, goal.cutoff)
+    if n_pairs < 0:
+        return np.nan
+    n_parameters = tables.n_free[t] + tables.n_strains[t]
+    model.rdf[:] = 0.0
+    model.gradient[:] = 0.0
+    model.jacobian[:n_parameters] = 0.0
+    model.hessian[:n_parameters, :n_parameters] = 0.0
+    prepare(tables, t, cell, space, model)
+    loss = add_pairs(tables, t, space, n_pairs, goal, model)
+    loss += add_residuals(tables, t, space, goal, model)
+    return loss + add_volume(tables, t, space, goal, model)
+
+
+@compiled
+def solve(model, n_parameters, damping, factor, step):
+    """Solve ``(H + damping <diag H>) step = -gradient`` by Cholesky factorisation; False if that is not possible."""
+    size = 1e-6
+    for p in range(n_parameters):
+        size += model.hessian[p, p] / n_parameters
+    for p in range(n_parameters):
+        for q in range(p + 1):
+            value = model.hessian[p, q] + (damping * size if p == q else 0.0)
+            for k in range(q):
+                value -= factor[p, k] * factor[q, k]
+            if p == q:
+                if not value > 0:
+                    return False
+                factor[p, p] = math.sqrt(value)
+            else:
+                factor[p, q] = value / factor[q, q]
+    for p in range(n_parameters):
+        value = -model.gradient[p]
+        for k in range(p):
+            value -= factor[p, k] * step[k]
+        step[p] = value / factor[p, p]
+    for p in range(n_parameters - 1, -1, -1):
+        value = step[p]
+        for k in range(p + 1, n_parameters):
+            value -= factor[k, p] * step[k]
+        step[p] = value / factor[p, p]
+    return True
+
+
+@compiled
+def take_step(tables, t, cell, u, model, step, new_cell, new_u):
+    """Apply a step, shortened to the largest move and strain allowed."""
+    n_free = tables.n_free[t]
+    strain, longest = np.zeros((3, 3)), 1.0
+    for q in range(tables.n_strains[t]):
+        strain += tables.strains[t, q] * (step[n_free + q] / model.scales[n_free + q])
+    for x in range(3):
+        for y in range(3):
+            longest = max(longest, abs(strain[x, y]) / MAX_STRAIN)
+    for atom in range(tables.n_atoms[t]):
+        square = 0.0
+        for x in range(3):
+            value = 0.0
+            for q in range(tables.n_own[t, atom]):
+                column = tables.start[t, atom] + q
+                value += model.moves[atom, q, x] * step[column] / model.scales[column]
+            square += value * value
+        longest = max(longest, math.sqrt(square) / MAX_MOVE)
+    strain /= longest
+    new_cell[:] = cell + cell @ (strain + 0.5 * (strain @ strain))
+    for p in range(n_free):
+        new_u[p] = u[p] + step[p] / model.scales[p] / longest
+
+
+@compiled
+def descend_one(tables, t, cell, u, goal, n_steps, space, model, trial):
+    """Take steps that lower the loss, changing `cell` and `u`; the loss, and the number of steps into nowhere."""
+    n_parameters = tables.n_free[t] + tables.n_strains[t]
+    new_cell, new_u = cell.copy(), u.copy()
+    factor, step = np.zeros((n_parameters, n_parameters)), np.zeros(n_parameters)
+    loss = linearise(tables, t, cell, u, goal, space, model)
+    if not math.isfinite(loss):
+        return np.nan, 0
+    damping, n_refused = 1e-2, 0
+    for _ in range(n_steps):
+        after = np.nan
+        if solve(model, n_parameters, damping, factor, step):
+            take_step(tables, t, cell, u, model, step, new_cell, new_u)
+            after = linearise(tables, t, new_cell, new_u, goal, space, trial)
+            n_refused += not math.isfinite(after)
+        if after < loss:
+            done = loss - after < CONVERGED and loss - after < 1e-3 * loss
+            cell[:], u[:] = new_cell, new_u
+            loss, model, trial = after, trial, model
+            damping = max(damping * 0.3, 1e-6)
+            if done:
+                break
+        else:
+            damping *= 5.0
+            if damping > MAX_DAMPING:
+                break
+    return loss, n_refused
+
+
+@compiled
+def descend(tables, template, cells, coordinates, goal, n_steps):
+    """Descend from every crystal, changing `cells` and `coordinates`.
+
+    Returns the losses, NaN for crystals that are unsound from the start, and how many steps of each were refused
+    because they led to a flat cell, to coinciding atoms or to numbers that are not finite.
+    """
+    n_crystals, n_grid = len(template), len(goal.target)
+    losses, n_refused = np.full(n_crystals, np.nan), np.zeros(n_crystals, np.int64)
+    for index in range(n_crystals):
+        t = template[index]
+        n_atoms, n_parameters = tables.n_atoms[t], tables.n_free[t] + tables.n_strains[t]
+        space = make_space(n_atoms, room(n_atoms, goal.cutoff, goal.volume_per_atom), n_grid)
+        model, trial = make_model(n_atoms, n_parameters, n_grid), make_model(n_atoms, n_parameters, n_grid)
+        losses[index], n_refused[index] = descend_one(
+            tables, t, cells[index], coordinates[index], goal, n_steps, space, model, trial
+        )
+    return losses, n_refused

@@ -1,0 +1,114 @@
+"""The prior over (space group, Wyckoff letters): what known crystals have, mixed with all there is."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+
+from ase_hvae.errors import ReconstructionError
+from ase_hvae.reconstruct.combinations import combinations, draw_letters, feasible, least_atoms
+from ase_hvae.reconstruct.wyckoff import Template, template
+
+LISTED_SHARE = 0.5  # share of the uniform draws that are uniform over the listed choices of Wyckoff letters
+
+
+@dataclass(frozen=True)
+class WyckoffPrior:
+    """Distribution over (space group, Wyckoff letters): what known crystals have, mixed with a uniform one.
+
+    Attributes
+    ----------
+    learned : tuple of (int, tuple of str)
+        Space group and one letter per orbit of the known crystals; repeated entries weigh more.
+    uniform_share : float
+        Share of draws that know nothing of them.
+    spacegroups : tuple of int
+        Space groups to draw from.
+    """
+
+    learned: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    uniform_share: float = 0.5
+    spacegroups: tuple[int, ...] = tuple(range(1, 231))
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.uniform_share <= 1:
+            raise ValueError(f"uniform_share must be between 0 and 1, got {self.uniform_share}")
+        wrong = [number for number in self.spacegroups if not 1 <= number <= 230]
+        if wrong or not self.spacegroups:
+            raise ValueError(f"spacegroups must be numbers from 1 to 230, got {wrong or 'none'}")
+
+    @classmethod
+    def from_sites(
+        cls,
+        sites: Iterable[tuple[int, Sequence[str]]],
+        *,
+        uniform_share: float = 0.5,
+        spacegroups: Sequence[int] = tuple(range(1, 231)),
+    ) -> WyckoffPrior:
+        """Prior of crystals given by space-group number and occupied Wyckoff positions, as ``(227, ("8a",))``."""
+        learned = ((number, tuple(sorted(site.lstrip("0123456789") for site in orbits))) for number, orbits in sites)
+        return cls(tuple(learned), uniform_share, tuple(spacegroups))
+
+    @classmethod
+    def from_structures(cls, structures: Iterable[Atoms], *, uniform_share: float = 0.5) -> WyckoffPrior:
+        """Learn the space groups and occupied Wyckoff positions of known crystals."""
+        from ase_hvae.symmetry import wyckoff_sites
+
+        return cls.from_sites((wyckoff_sites(atoms) for atoms in structures), uniform_share=uniform_share)
+
+    def draw(self, natoms: Sequence[int], rng: np.random.Generator) -> Iterator[Template]:
+        """Draw templates with a number of atoms out of `natoms`, without end.
+
+        Uniform draws take a number of atoms, then, half of the time each, any of the listed choices of all space groups
+        (see `combinations`) or a space group and a choice of letters in it.
+
+        Raises
+        ------
+        ReconstructionError
+            If no space group can hold any of `natoms`.
+        """
+        groups = {n: [number for number in self.spacegroups if feasible(number, n)] for n in natoms}
+        sizes = [n for n in natoms if groups[n]]
+        known = [template(*entry) for entry in self.learned if entry[0] in self.spacegroups]
+        known = [entry for entry in known if entry.n_atoms in natoms]
+        if not (sizes or known):
+            raise ReconstructionError(
+                f"no crystal with {_ranges(natoms)} atoms in the primitive cell exists in space groups "
+                f"{_ranges(self.spacegroups)}, which need at least {min(map(least_atoms, self.spacegroups))}; allow "
+                "other numbers of atoms or more space groups"
+            )
+        return self._draw(groups, sizes, known, rng)
+
+    def _draw(
+        self,
+        groups: Mapping[int, Sequence[int]],
+        sizes: Sequence[int],
+        known: Sequence[Template],
+        rng: np.random.Generator,
+    ) -> Iterator[Template]:
+        while True:
+            if known and (rng.random() >= self.uniform_share or not sizes):
+                yield known[int(rng.integers(len(known)))]
+                continue
+            n_atoms = sizes[int(rng.integers(len(sizes)))]
+            listed = _listed(tuple(groups[n_atoms]), n_atoms)
+            if listed and rng.random() < LISTED_SHARE:
+                yield template(*listed[int(rng.integers(len(listed)))])
+            else:
+                number = groups[n_atoms][int(rng.integers(len(groups[n_atoms])))]
+                yield template(number, draw_letters(number, n_atoms, rng))
+
+
+@functools.lru_cache(maxsize=64)
+def _listed(numbers: tuple[int, ...], n_atoms: int) -> list[tuple[int, tuple[str, ...]]]:
+    """Return the listed choices of letters of some space groups."""
+    return [(number, letters) for number in numbers for letters in combinations(number, n_atoms)]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    numbers = sorted(numbers)
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
