@@ -54,6 +54,12 @@ def report(rows: Rows, commit: str) -> None:
     insert("curves", curve_table(summary["curves"], null))
     insert("rates", rate_table(summary["rates"]))
     insert("densities", density_table(summary["densities"]))
+    counts = summary["finite"]
+    diverged, not_finite, left_out = list(summary["finite"].values())[1:]
+    sentence = (
+        f"Of {summary['finite']['n_trainings']} trainings {diverged} diverged, {not_finite} had a loss that was not"
+    )
+    insert("finite", f"{sentence} finite and {left_out} left out at least one minibatch.")
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------
@@ -142,10 +148,14 @@ def densities(rows: Rows) -> list[dict[str, Any]]:
 
 
 def finite(rows: Rows) -> dict[str, int]:
-    """How many of the hundred short trainings had anything that was not finite."""
+    """Of the hundred short trainings: how many diverged, had a loss that was not finite, left a minibatch out."""
     group = [row for run, row in rows.items() if run.part == "finite"]
-    broken = sum(row["diverged"] or row["n_skipped"] > 0 or not np.isfinite(row["losses"]).all() for row in group)
-    return {"n_trainings": len(group), "n_not_finite": broken}
+    return {
+        "n_trainings": len(group),
+        "n_diverged": sum(row["diverged"] for row in group),
+        "n_with_loss_not_finite": sum(not np.isfinite(row["losses"]).all() for row in group),
+        "n_with_minibatch_left_out": sum(row.get("n_skipped", 0) > 0 for row in group),
+    }
 
 
 def mean_and_error(values: Sequence[float] | np.ndarray) -> list[float]:
@@ -199,6 +209,8 @@ def plot_rates(entries: list[dict[str, Any]]) -> None:
     axes[0, 0].set(title="gradient norm at most 20", ylabel="loss at the end (nats)")
     axes[0, 1].set_title("gradients as they are")
     axes[1, 0].set(yscale="log", ylabel="change an epoch (nats)")
+    axes[1, 0].set_yticks([1, 2, 5], ["1", "2", "5"])
+    axes[1, 0].minorticks_off()
     axes[2, 0].set(ylabel="failed, pale: with spikes (of 5)", ylim=(0, 5.3))
     for axis in axes.flat:
         axis.grid(alpha=0.3)
