@@ -54,7 +54,6 @@ def report(rows: Rows, commit: str) -> None:
     insert("curves", curve_table(summary["curves"], null))
     insert("rates", rate_table(summary["rates"]))
     insert("densities", density_table(summary["densities"]))
-    counts = summary["finite"]
     diverged, not_finite, left_out = list(summary["finite"].values())[1:]
     sentence = (
         f"Of {summary['finite']['n_trainings']} trainings {diverged} diverged, {not_finite} had a loss that was not"
