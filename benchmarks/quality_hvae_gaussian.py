@@ -160,7 +160,7 @@ def learn(name: str, model: GaussianModel, data: dict[str, Tensor]) -> dict[str,
 
 def plot(rows: list[dict[str, Any]]) -> None:
     """Median and quartiles of the errors against dimension, PNG and SVG."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.2), layout="constrained", sharex=True)
     titles = {
         "offset_from_evidence": r"offset, $|\Delta - \Delta^*|^2$",
         "scale_from_evidence": r"scale, $|\Sigma - \Sigma^*|^2$",
@@ -179,7 +179,7 @@ def plot(rows: list[dict[str, Any]]) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("squared distance from the evidence's maximum")
-    axes[1].legend(fontsize=8)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center")
     for suffix in ("png", "svg"):
         figure.savefig(RESULT.with_suffix(f".{suffix}"), dpi=150)
     plt.close(figure)
