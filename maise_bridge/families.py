@@ -17,7 +17,7 @@ from maise_bridge.descriptors import SymmetryFunctions
 from maise_bridge.inputs import species_indices
 from maise_bridge.neighbors import neighbor_list
 
-_PARENT = re.compile(r"(?:ev|rattle|strain|dimer)_(?:lit:|mp:|aflow:)?(.+)")
+_PARENT = re.compile(r"(?:ev|rattle|strain|dimer|phonon|elastic|vacancy)_(?:lit:|mp:|aflow:)?(.+)")
 
 
 @dataclass(frozen=True, eq=False)
