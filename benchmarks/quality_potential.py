@@ -27,18 +27,19 @@ from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
 from pyxtal import pyxtal
 
+from ase_hvae import elasticity
 from ase_hvae.data import load_known
 from ase_hvae.errors import AseHvaeError
-from ase_hvae.relax import relax
+from ase_hvae.relax import RelaxResult, relax, relax_many
 from maise_bridge import MaiseCalculator
 from maise_bridge.calculator import find_model
 
 ROOT = Path(__file__).parents[1]
-PBE = {"lattice_constant": 5.47, "bulk_modulus": 89.0, "gamma_optical": 15.1}
+PBE = {"lattice_constant": 5.47, "bulk_modulus": 89.0, "c11": 152, "c12": 57, "c44": 73, "gamma_optical": 15.1}
 
 
 def diamond_numbers(calc: Calculator) -> tuple[dict[str, float], float]:
-    """Lattice constant (Å), bulk modulus (GPa) and phonons (THz) of diamond, and its energy per atom (eV)."""
+    """Lattice constant (Å), elasticity (GPa) and phonons (THz) of diamond, and its energy per atom (eV)."""
     found = relax(bulk("Si", a=5.47), calc, fmax=1e-4)
     volumes, energies = [], []
     for strain in np.linspace(-0.015, 0.015, 7):
@@ -49,9 +50,13 @@ def diamond_numbers(calc: Calculator) -> tuple[dict[str, float], float]:
         energies.append(atoms.get_potential_energy())
     modulus = EquationOfState(volumes, energies, eos="birchmurnaghan").fit(warn=False)[2]
     gamma, lowest = phonon_numbers(found.atoms, calc)
+    elastic = elasticity.compute(found.atoms, calc).tensor / GPa
     numbers = {
         "lattice_constant": float((4 * found.atoms.get_volume()) ** (1 / 3)),
         "bulk_modulus": float(modulus / GPa),
+        "c11": float(elastic[0, 0]),
+        "c12": float(elastic[0, 1]),
+        "c44": float(elastic[3, 3]),
         "gamma_optical": gamma,
         "lowest_frequency": lowest,
     }
@@ -119,19 +124,18 @@ def random_crystal(rng: np.random.Generator) -> Atoms:
 
 
 def random_numbers(calc: Calculator, diamond: float, count: int, seed: int) -> dict[str, Any]:
-    """Relax random crystals: how many end below diamond or leave physical bounds."""
+    """Relax random crystals as `generate` does: how many end below diamond or leave physical bounds."""
+    streams = (np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,))) for number in range(count))
+    crystals = [random_crystal(rng) for rng in streams]
     energies, failures, below = [], [], []
-    for number in range(count):
-        atoms = random_crystal(np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,))))
-        try:
-            found = relax(atoms, calc, fmax=0.05, max_steps=300)
-        except (AseHvaeError, CalculatorError) as error:
-            failures.append(f"{number}: {error}")
+    for number, found in sorted(relax_many(crystals, calc, fmax=0.05, max_steps=300), key=lambda pair: pair[0]):
+        if not isinstance(found, RelaxResult):
+            failures.append(f"{number}: {found}")
             continue
-        above = found.energy / len(atoms) - diamond
+        above = found.energy / len(found.atoms) - diamond
         energies.append(above)
         if above < -2e-3:
-            below.append({"number": number, "energy_above": above, "n_atoms": len(atoms)})
+            below.append({"number": number, "energy_above": above, "n_atoms": len(found.atoms)})
     return {
         "n": count,
         "seed": seed,
