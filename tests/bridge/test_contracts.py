@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import shutil
 import sys
 from contextlib import chdir, redirect_stdout
 from pathlib import Path
@@ -71,7 +70,6 @@ silicon, alloy = crystal("Si", "diamond", 5.4), crystal("MgSi", "zincblende", 5.
 copper = crystal("Cu", "fcc", 3.6)
 gold = crystal("CuAu", "rocksalt", 5.2, seed=5)  # none of its distances is where the second derivative jumps
 small = crystal("MgSi", "zincblende", 5.9, atoms=[1, 0, 3])
-program = pytest.mark.maise if shutil.which("maise") else pytest.mark.skip(reason="maise is not on PATH")
 CALCULATORS = [
     pytest.param(native("silicon"), silicon, contracts.Limits(), id="native-silicon"),
     pytest.param(native(DATA / "mgsi.model"), alloy, contracts.Limits(), id="native-alloy"),
@@ -80,8 +78,8 @@ CALCULATORS = [
     pytest.param(lambda folder: EMT, copper, contracts.Limits(copies=(copy.deepcopy,)), id="emt"),
     pytest.param(executable("mgsi.model", profile=StandinProfile("x"), exact_forces=True), small, FILES, id="standin"),
     pytest.param(executable("mgsi.model", profile=StandinProfile("x")), small, ROUNDED, id="standin-rounded"),
-    pytest.param(executable("mgsi.model", exact_forces=True), small, FILES, id="program", marks=program),
-    pytest.param(executable("si.model"), silicon, ROUNDED, id="program-rounded", marks=program),
+    pytest.param(executable("mgsi.model", exact_forces=True), small, FILES, id="program", marks=pytest.mark.maise),
+    pytest.param(executable("si.model"), silicon, ROUNDED, id="program-rounded", marks=pytest.mark.maise),
 ]
 
 

@@ -23,7 +23,6 @@ RUNS = DATA / "maise_runs"
 MODEL = DATA / "bridge" / "si.model"
 MIXED = DATA / "bridge" / "mgsi.model"
 STANDIN = Path(__file__).with_name("standin_maise.py")
-real = pytest.mark.maise if shutil.which("maise") else pytest.mark.skip(reason="maise is not on PATH")
 
 
 def standin(*arguments, **options):
@@ -203,7 +202,7 @@ def test_a_whole_run_gives_the_numbers_of_the_native_potential(atoms, model, tmp
     assert_same(atoms, model, Maise(model, profile=standin("compute"), directory=tmp_path), 6e-7)
 
 
-@real
+@pytest.mark.maise
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize(("atoms", "model"), structures())
 def test_the_real_program_gives_the_numbers_of_the_native_potential(atoms, model, exact, tmp_path):
@@ -211,7 +210,7 @@ def test_the_real_program_gives_the_numbers_of_the_native_potential(atoms, model
     assert_same(atoms, model, calc, 1e-10 if exact else 6e-7)
 
 
-@real
+@pytest.mark.maise
 def test_the_real_program_works_in_optimizers_and_relaxes_itself(atoms, tmp_path):
     calc = Maise(MODEL, directory=tmp_path, shortest_distance=0)
     assert calc.profile.version().count(".") == 2
