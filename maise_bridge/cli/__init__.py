@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, 1 if a relaxation failed, 2 for bad input (said in one line on standard error), 130 if
+        Exit status: 0, 1 if a structure failed, 2 for bad input (said in one line on standard error), 130 if
         interrupted.
     """
     from ase.calculators.calculator import CalculatorError
