@@ -14,6 +14,7 @@ from ase_hvae.reconstruct.kernels import (
     compiled,
     find_pairs,
     make_space,
+    multiply,
     place,
     room,
     smear,
@@ -107,10 +108,23 @@ def make_model(n_atoms, n_parameters, n_grid):
 
 
 @compiled
+def turn(strain, frame, turned):
+    """Fill in a strain in another orthonormal frame."""
+    for x in range(3):
+        for y in range(3):
+            value = 0.0
+            for a in range(3):
+                for b in range(3):
+                    value += frame[x, a] * strain[a, b] * frame[y, b]
+            turned[x, y] = value
+
+
+@compiled
 def prepare(tables, t, cell, space, model):
     """Fill in moves, strains and scales of a crystal that has been placed."""
     n_free, n_strains = tables.n_free[t], tables.n_strains[t]
-    model.scales[:] = 0.0
+    for p in range(len(model.scales)):
+        model.scales[p] = 0.0
     for atom in range(tables.n_atoms[t]):
         for q in range(tables.n_own[t, atom]):
             for x in range(3):
@@ -123,7 +137,7 @@ def prepare(tables, t, cell, space, model):
         model.scales[p] = math.sqrt(model.scales[p])
     for q in range(n_strains):
         model.scales[n_free + q] = STRAIN_LENGTH
-        model.strains[q] = space.frame @ tables.strains[t, q] @ space.frame.T
+        turn(tables.strains[t, q], space.frame, model.strains[q])
 
 
 @compiled
@@ -239,10 +253,14 @@ def linearise(tables, t, cell, u, goal, space, model):
     if n_pairs < 0:
         return np.nan
     n_parameters = tables.n_free[t] + tables.n_strains[t]
-    model.rdf[:] = 0.0
-    model.gradient[:] = 0.0
-    model.jacobian[:n_parameters] = 0.0
-    model.hessian[:n_parameters, :n_parameters] = 0.0
+    for k in range(len(goal.target)):
+        model.rdf[k] = 0.0
+    for p in range(n_parameters):
+        model.gradient[p] = 0.0
+        for k in range(len(goal.target)):
+            model.jacobian[p, k] = 0.0
+        for q in range(n_parameters):
+            model.hessian[p, q] = 0.0
     prepare(tables, t, cell, space, model)
     loss = add_pairs(tables, t, space, n_pairs, goal, model)
     loss += add_residuals(tables, t, space, goal, model)
@@ -283,11 +301,11 @@ def solve(model, n_parameters, damping, factor, step):
 def take_step(tables, t, cell, u, model, step, new_cell, new_u):
     """Apply a step, shortened to the largest move and strain allowed."""
     n_free = tables.n_free[t]
-    strain, longest = np.zeros((3, 3)), 1.0
-    for q in range(tables.n_strains[t]):
-        strain += tables.strains[t, q] * (step[n_free + q] / model.scales[n_free + q])
+    strain, change, longest = np.zeros((3, 3)), np.zeros((3, 3)), 1.0
     for x in range(3):
         for y in range(3):
+            for q in range(tables.n_strains[t]):
+                strain[x, y] += tables.strains[t, q, x, y] * (step[n_free + q] / model.scales[n_free + q])
             longest = max(longest, abs(strain[x, y]) / MAX_STRAIN)
     for atom in range(tables.n_atoms[t]):
         square = 0.0
@@ -298,8 +316,11 @@ def take_step(tables, t, cell, u, model, step, new_cell, new_u):
                 value += model.moves[atom, q, x] * step[column] / model.scales[column]
             square += value * value
         longest = max(longest, math.sqrt(square) / MAX_MOVE)
-    strain /= longest
-    new_cell[:] = cell + cell @ (strain + 0.5 * (strain @ strain))
+    for x in range(3):
+        for y in range(3):
+            square = strain[x, 0] * strain[0, y] + strain[x, 1] * strain[1, y] + strain[x, 2] * strain[2, y]
+            change[x, y] = (1.0 if x == y else 0.0) + strain[x, y] / longest + 0.5 * square / longest**2
+    multiply(cell, change, new_cell)
     for p in range(n_free):
         new_u[p] = u[p] + step[p] / model.scales[p] / longest
 
@@ -322,7 +343,11 @@ def descend_one(tables, t, cell, u, goal, n_steps, space, model, trial):
             n_refused += not math.isfinite(after)
         if after < loss:
             done = loss - after < CONVERGED and loss - after < 1e-3 * loss
-            cell[:], u[:] = new_cell, new_u
+            for x in range(3):
+                for y in range(3):
+                    cell[x, y] = new_cell[x, y]
+            for p in range(tables.n_free[t]):
+                u[p] = new_u[p]
             loss, model, trial = after, trial, model
             damping = max(damping * 0.3, 1e-6)
             if done:

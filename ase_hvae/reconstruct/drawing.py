@@ -13,9 +13,11 @@ import numpy as np
 from ase_hvae.reconstruct.kernels import (
     add_peaks,
     compiled,
+    determinant,
     find_pairs,
     is_apart,
     make_space,
+    multiply,
     place,
     room,
 )
@@ -58,15 +60,19 @@ def draw_shares(family, state, shares):
     elif family in (TRICLINIC, MONOCLINIC, ORTHORHOMBIC):
         for axis in range(3):
             shares[axis] = -math.log((1 - uniform(state)) * (1 - uniform(state)))
-        shares /= shares.sum()
+        total = shares[0] + shares[1] + shares[2]
+        for axis in range(3):
+            shares[axis] /= total
     else:
-        shares[:] = 1 / 3
+        shares[0] = shares[1] = shares[2] = 1 / 3
 
 
 @compiled
 def draw_shape(family, state, shape):
     """Fill in unit lattice vectors of the conventional cell."""
-    shape[:] = np.eye(3)
+    for row in range(3):
+        for x in range(3):
+            shape[row, x] = 1.0 if row == x else 0.0
     if family == HEXAGONAL:
         shape[1, 0], shape[1, 1] = -0.5, math.sqrt(0.75)
     elif family == MONOCLINIC:
@@ -84,15 +90,16 @@ def draw_shape(family, state, shape):
 @compiled
 def draw_cell(tables, t, volume, shortest, state, cell):
     """Fill in a primitive cell; vectors of the conventional one are at least `shortest` long if that is possible."""
-    shape, shares, lengths = np.empty((3, 3)), np.empty(3), np.empty(3)
+    shape, shares = np.empty((3, 3)), np.empty(3)
     draw_shape(tables.family[t], state, shape)
     draw_shares(tables.family[t], state, shares)
-    cube = volume / np.linalg.det(tables.primitive[t]) / np.linalg.det(shape)
+    cube = volume / determinant(tables.primitive[t]) / determinant(shape)
     slack = max(math.log(cube / shortest**3), 0.0)  # how much longer than the limit, all axes together
     for axis in range(3):
-        lengths[axis] = cube ** (1 / 3) * math.exp(slack * (shares[axis] - 1 / 3))
-        shape[axis] *= lengths[axis]
-    cell[:] = tables.primitive[t] @ shape
+        length = cube ** (1 / 3) * math.exp(slack * (shares[axis] - 1 / 3))
+        for x in range(3):
+            shape[axis, x] *= length
+    multiply(tables.primitive[t], shape, cell)
 
 
 @compiled

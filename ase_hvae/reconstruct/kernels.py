@@ -48,6 +48,24 @@ class Space(NamedTuple):
 
 
 @compiled
+def determinant(matrix):
+    """Return the determinant of a (3, 3) matrix."""
+    return (
+        matrix[0, 0] * (matrix[1, 1] * matrix[2, 2] - matrix[1, 2] * matrix[2, 1])
+        - matrix[0, 1] * (matrix[1, 0] * matrix[2, 2] - matrix[1, 2] * matrix[2, 0])
+        + matrix[0, 2] * (matrix[1, 0] * matrix[2, 1] - matrix[1, 1] * matrix[2, 0])
+    )
+
+
+@compiled
+def multiply(a, b, product):
+    """Fill in the product of two (3, 3) matrices."""
+    for x in range(3):
+        for y in range(3):
+            product[x, y] = a[x, 0] * b[0, y] + a[x, 1] * b[1, y] + a[x, 2] * b[2, y]
+
+
+@compiled
 def make_space(n_atoms, n_room, n_grid):
     """Return room for a crystal of `n_atoms` atoms with `n_room` pairs."""
     return Space(
@@ -211,7 +229,7 @@ def rdfs(tables, template, cells, coordinates, cutoff, origin, step, n_grid, sig
     for index in range(len(template)):
         t = template[index]
         n_atoms = tables.n_atoms[t]
-        volume = abs(np.linalg.det(cells[index])) / n_atoms
+        volume = abs(determinant(cells[index])) / n_atoms
         if not volume > 1e-3:
             continue
         space = make_space(n_atoms, room(n_atoms, cutoff, volume), n_grid)
@@ -228,7 +246,7 @@ def shortest_distances(tables, template, cells, coordinates, cutoff):
     result = np.zeros(len(template))
     for index in range(len(template)):
         t = template[index]
-        volume = abs(np.linalg.det(cells[index])) / tables.n_atoms[t]
+        volume = abs(determinant(cells[index])) / tables.n_atoms[t]
         if not volume > 1e-3:
             continue
         space = make_space(tables.n_atoms[t], room(tables.n_atoms[t], cutoff, volume), 0)
