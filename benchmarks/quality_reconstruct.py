@@ -40,7 +40,7 @@ from ase_hvae.reconstruct.drawing import draw
 from ase_hvae.reconstruct.goal import Limits, Target
 from ase_hvae.reconstruct.tables import tabulate
 from ase_hvae.reconstruct.wyckoff import space_group
-from ase_hvae.replicas import decode
+from ase_hvae.replicas import Replica, decode
 from ase_hvae.structures import min_distance, read_structures
 from ase_hvae.symmetry import primitive
 
@@ -129,7 +129,7 @@ def search_replicas(options: argparse.Namespace) -> dict[str, Any]:
             accepted += len(found.crystals)
         steered.append(accepted / spent)
     pool, spent = random_crystals(options.seconds_of_rejection, options.seed)
-    rejected = [_accepted(pool, replica.rdf, replica.volume_per_atom, settings) / spent for replica in replicas]
+    rejected = [count / spent for count in _count_accepted(pool, replicas, settings)]
     return {
         "replicas": len(replicas),
         "steered_per_cpu_second": {"mean": float(np.mean(steered)), "lowest": float(np.min(steered))},
@@ -165,16 +165,27 @@ def random_crystals(seconds: float, seed: int) -> tuple[list[Atoms], float]:
     return crystals, spent
 
 
-def _accepted(pool: list[Atoms], target: np.ndarray, volume: float, settings: RDFSettings) -> int:
-    """How many crystals of the pool, scaled to a volume per atom, are near the target with no short distance."""
-    scaled = []
-    for atoms in pool:
-        atoms = atoms.copy()
-        atoms.set_cell(atoms.cell * (volume * len(atoms) / atoms.get_volume()) ** (1 / 3), scale_atoms=True)
-        scaled.append(atoms)
-    rdfs = radial_distribution(scaled, rmax=settings.rmax, n_bins=settings.n_bins, sigma=settings.sigma)
-    near = [k for k, rdf in enumerate(rdfs) if 1 - np.corrcoef(rdf, target)[0, 1] <= THRESHOLD]
-    return sum(min_distance(scaled[k]) >= SHORTEST for k in near)
+def _count_accepted(pool: list[Atoms], replicas: list[Replica], settings: RDFSettings) -> list[int]:
+    """How many crystals of the pool, scaled to its volume, are near each replica with no short distance."""
+    counts = [0] * len(replicas)
+    volumes = np.array([round(5 * replica.volume_per_atom) / 5 for replica in replicas])  # within 1 %
+    for volume in np.unique(volumes):
+        scaled = [_scaled(atoms, volume) for atoms in pool]
+        scaled = [atoms for atoms in scaled if min_distance(atoms) >= SHORTEST]
+        rdfs = [
+            radial_distribution(a, rmax=settings.rmax, n_bins=settings.n_bins, sigma=settings.sigma) for a in scaled
+        ]
+        for k in np.flatnonzero(volumes == volume):
+            correlations = np.corrcoef(replicas[k].rdf, rdfs)[0, 1:]
+            counts[k] = int((1 - correlations <= THRESHOLD).sum())
+    return counts
+
+
+def _scaled(atoms: Atoms, volume_per_atom: float) -> Atoms:
+    """Copy with another volume per atom."""
+    atoms = atoms.copy()
+    atoms.set_cell(atoms.cell * (volume_per_atom * len(atoms) / atoms.get_volume()) ** (1 / 3), scale_atoms=True)
+    return atoms
 
 
 def screening_rate(n_atoms: int = 8, n_proposals: int = 50_000) -> float:
