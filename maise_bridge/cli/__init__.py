@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from maise_bridge.cli.interrupts import INTERRUPTED
+
 COMMANDS = ("info", "evaluate", "relax", "convert", "train", "label", "sample")
 DESCRIPTION = "Describe, use, convert and train MAISE potentials."
-INTERRUPTED = 130
 _BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
 __all__ = ["COMMANDS", "main"]

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; 1 if a structure failed, now or before."""
-    from maise_bridge.cli.files import read_structures
+    from maise_bridge.cli.interrupts import INTERRUPTED, termination_as_interrupt
+from maise_bridge.cli.files import read_structures
     from maise_bridge.labelling import Limits, open_run
 
     settings = _settings(options)
@@ -109,14 +108,13 @@ def _print_plan(n_structures: int, labelling: LabelRun) -> None:
 
 def _show_all(labelling: LabelRun, outcomes: Iterator[Outcome], out: Path) -> int:
     """Print the outcomes as they come and what is there at the end; the exit status."""
-    from maise_bridge.cli import INTERRUPTED
     from maise_bridge.cli.tables import Table, progress
 
     names = [job.name for job in labelling.jobs]
     n_labelled = n_failed = 0
     interrupted = False
     try:
-        with _termination_as_interrupt(), progress(len(names)) as show:
+        with termination_as_interrupt(), progress(len(names)) as show:
             table = Table("structure", names, _COLUMNS)
             if names:
                 print(table.header, flush=True)
@@ -134,16 +132,6 @@ def _show_all(labelling: LabelRun, outcomes: Iterator[Outcome], out: Path) -> in
         print(f"error: interrupted; {left} structures are left, run the same line again to go on", file=sys.stderr)
         return INTERRUPTED
     return _FAILED if n_failed or labelling.failed else 0
-
-
-@contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM, as a queue sends it at the end of the time, do what Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _line(table: Any, outcome: Outcome) -> str:

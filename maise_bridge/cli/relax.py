@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +12,7 @@ import numpy as np
 from ase import Atoms
 
 from maise_bridge.cli.files import add_structures
+from maise_bridge.cli.interrupts import INTERRUPTED, termination_as_interrupt
 
 if TYPE_CHECKING:
     from maise_bridge.batch_relax import Relaxed
@@ -50,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; 1 if a structure failed or did not converge."""
-    from maise_bridge.cli import INTERRUPTED
     from maise_bridge.cli.files import check_output, make_calculator, read_structures, write_structures
 
     calc = make_calculator(options)
@@ -62,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     ends: dict[int, Relaxed] = {}
     stopped: BaseException | None = None
     try:
-        with _termination_as_interrupt():
+        with termination_as_interrupt():
             _show_all(structures, relaxations, ends)
     except BaseException as error:  # whatever it was, what is relaxed is kept
         stopped = error
@@ -76,16 +74,6 @@ def run(options: argparse.Namespace) -> int:
         print(f"error: interrupted; {len(structures) - len(ends)} structures are not relaxed", file=sys.stderr)
         return INTERRUPTED
     return 0 if all(end.converged for end in ends.values()) else _FAILED
-
-
-@contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM, as a queue sends it at the end of the time, do what Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _show_all(structures: Sequence[Structure], relaxations: Iterator[Relaxed], ends: dict[int, Relaxed]) -> None:
