@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maise_bridge.cli.interrupts import INTERRUPTED, termination_as_interrupt
+
 if TYPE_CHECKING:
     from maise_bridge.labelling import LabelRun, LabelSettings, Outcome
 
@@ -45,8 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; 1 if a structure failed, now or before."""
-    from maise_bridge.cli.interrupts import INTERRUPTED, termination_as_interrupt
-from maise_bridge.cli.files import read_structures
+    from maise_bridge.cli.files import read_structures
     from maise_bridge.labelling import Limits, open_run
 
     settings = _settings(options)
