@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+_BROKEN_PIPE = 141  # exit status, as a shell reports SIGPIPE
 COMMANDS = [
     ("generate", "ase_hvae.cli.generate"),
     ("train", "ase_hvae.cli.train"),
@@ -49,6 +50,10 @@ def run_command(command: str, function: Callable[[], None], *, traceback: bool =
     logger.setLevel(logging.INFO)
     try:
         function()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_BROKEN_PIPE)
     except KeyboardInterrupt:
         print(f"ase-hvae {command}: interrupted; a run goes on with --resume", file=sys.stderr)
         sys.exit(130)
