@@ -15,6 +15,7 @@ from ase_hvae.reconstruct.kernels import (
     find_pairs,
     make_space,
     multiply,
+    part,
     place,
     room,
     smear,
@@ -93,7 +94,7 @@ class Model(NamedTuple):
     strains: np.ndarray
 
 
-@compiled
+@part
 def make_model(n_atoms, n_parameters, n_grid):
     """Return room for a crystal with `n_parameters` parameters."""
     return Model(
@@ -107,7 +108,7 @@ def make_model(n_atoms, n_parameters, n_grid):
     )
 
 
-@compiled
+@part
 def turn(strain, frame, turned):
     """Fill in a strain in another orthonormal frame."""
     for x in range(3):
@@ -119,7 +120,7 @@ def turn(strain, frame, turned):
             turned[x, y] = value
 
 
-@compiled
+@part
 def prepare(tables, t, cell, space, model):
     """Fill in moves, strains and scales of a crystal that has been placed."""
     n_free, n_strains = tables.n_free[t], tables.n_strains[t]
@@ -140,7 +141,7 @@ def prepare(tables, t, cell, space, model):
         turn(tables.strains[t, q], space.frame, model.strains[q])
 
 
-@compiled
+@part
 def pair_slopes(tables, t, space, model, pair, columns, slopes):
     """Derivatives of a distance by scaled parameters; their number, with repeats, and the parameters in `columns`."""
     n_found, n_free = 0, tables.n_free[t]
@@ -164,7 +165,7 @@ def pair_slopes(tables, t, space, model, pair, columns, slopes):
     return n_found
 
 
-@compiled
+@part
 def add_pairs(tables, t, space, n_pairs, goal, model):
     """Set g(r) and its jacobian, add the overlaps to gradient and Gauss-Newton matrix; the loss of the overlaps."""
     n_grid = len(goal.target)
@@ -191,7 +192,7 @@ def add_pairs(tables, t, space, n_pairs, goal, model):
     return loss
 
 
-@compiled
+@part
 def add_residuals(tables, t, space, goal, model):
     """Normalise g(r) and its jacobian, add both to gradient and Gauss-Newton matrix; the loss of the differences."""
     n_grid, n_free, n_strains = len(goal.target), tables.n_free[t], tables.n_strains[t]
@@ -226,7 +227,7 @@ def add_residuals(tables, t, space, goal, model):
     return loss
 
 
-@compiled
+@part
 def add_volume(tables, t, space, goal, model):
     """Add the volume term to gradient and Gauss-Newton matrix; its loss."""
     volume = space.lower[0, 0] * space.lower[1, 1] * space.lower[2, 2]
@@ -244,7 +245,7 @@ def add_volume(tables, t, space, goal, model):
     return VOLUME_WEIGHT * excess * excess
 
 
-@compiled
+@part
 def linearise(tables, t, cell, u, goal, space, model):
     """Fill the model of a crystal's loss; the loss, NaN if the crystal is unsound (flat, coinciding atoms)."""
     if not place(tables, t, cell, u, space):
@@ -267,7 +268,7 @@ def linearise(tables, t, cell, u, goal, space, model):
     return loss + add_volume(tables, t, space, goal, model)
 
 
-@compiled
+@part
 def solve(model, n_parameters, damping, factor, step):
     """Solve ``(H + damping <diag H>) step = -gradient`` by Cholesky factorisation; False if that is not possible."""
     size = 1e-6
@@ -297,7 +298,7 @@ def solve(model, n_parameters, damping, factor, step):
     return True
 
 
-@compiled
+@part
 def take_step(tables, t, cell, u, model, step, new_cell, new_u):
     """Apply a step, shortened to the largest move and strain allowed."""
     n_free = tables.n_free[t]
@@ -325,7 +326,7 @@ def take_step(tables, t, cell, u, model, step, new_cell, new_u):
         new_u[p] = u[p] + step[p] / model.scales[p] / longest
 
 
-@compiled
+@part
 def descend_one(tables, t, cell, u, goal, n_steps, space, model, trial):
     """Take steps that lower the loss, changing `cell` and `u`; the loss, and the number of steps into nowhere."""
     n_parameters = tables.n_free[t] + tables.n_strains[t]

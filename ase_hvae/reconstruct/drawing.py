@@ -18,6 +18,7 @@ from ase_hvae.reconstruct.kernels import (
     is_apart,
     make_space,
     multiply,
+    part,
     place,
     room,
 )
@@ -29,7 +30,7 @@ _TO_UNIT = 2.0**-53
 TRICLINIC, MONOCLINIC, ORTHORHOMBIC, TETRAGONAL, HEXAGONAL = range(5)  # positions in tables.FAMILIES
 
 
-@compiled
+@part
 def uniform(state):
     """Return a number in [0, 1) and advance the state, shape (1,), uint64."""
     state[0] += _GOLDEN
@@ -40,7 +41,7 @@ def uniform(state):
     return (z >> np.uint64(11)) * _TO_UNIT
 
 
-@compiled
+@part
 def start_stream(seed, index, state):
     """Set the state to the stream of a proposal."""
     state[0] = seed
@@ -50,7 +51,7 @@ def start_stream(seed, index, state):
     state[0] *= _MIX_1
 
 
-@compiled
+@part
 def draw_shares(family, state, shares):
     """Fill in how the freedom of the cell is shared among the axes (sums to 1)."""
     if family in (TETRAGONAL, HEXAGONAL):
@@ -67,7 +68,7 @@ def draw_shares(family, state, shares):
         shares[0] = shares[1] = shares[2] = 1 / 3
 
 
-@compiled
+@part
 def draw_shape(family, state, shape):
     """Fill in unit lattice vectors of the conventional cell."""
     for row in range(3):
@@ -87,7 +88,7 @@ def draw_shape(family, state, shape):
         shape[2, 2] = math.sqrt(max(1 - beta**2 - shape[2, 1] ** 2, 0.05))
 
 
-@compiled
+@part
 def draw_cell(tables, t, volume, shortest, state, cell):
     """Fill in a primitive cell; vectors of the conventional one are at least `shortest` long if that is possible."""
     shape, shares = np.empty((3, 3)), np.empty(3)
@@ -102,7 +103,7 @@ def draw_cell(tables, t, volume, shortest, state, cell):
     multiply(tables.primitive[t], shape, cell)
 
 
-@compiled
+@part
 def pearson_distance(rdf, goal):
     """Return 1 - Pearson correlation of g(r) with the target under the weights."""
     total = ours = theirs = both = our_mean = their_mean = 0.0

@@ -16,6 +16,9 @@ import numpy as np
 # Reordering and fused operations are allowed; NaN and infinity keep their meaning.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 compiled: Any = numba.njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+# What compiled functions call is inlined: a copy of its own could round otherwise in the process that compiles than in
+# those that load the code from the cache.
+part: Any = numba.njit(forceinline=True, fastmath=_FAST, error_model="numpy")
 SAME_PLACE = 1e-12  # square of the distance below which two atoms coincide; Å^2
 
 
@@ -47,7 +50,7 @@ class Space(NamedTuple):
     slope: np.ndarray
 
 
-@compiled
+@part
 def determinant(matrix):
     """Return the determinant of a (3, 3) matrix."""
     return (
@@ -57,7 +60,7 @@ def determinant(matrix):
     )
 
 
-@compiled
+@part
 def multiply(a, b, product):
     """Fill in the product of two (3, 3) matrices."""
     for x in range(3):
@@ -65,7 +68,7 @@ def multiply(a, b, product):
             product[x, y] = a[x, 0] * b[0, y] + a[x, 1] * b[1, y] + a[x, 2] * b[2, y]
 
 
-@compiled
+@part
 def make_space(n_atoms, n_room, n_grid):
     """Return room for a crystal of `n_atoms` atoms with `n_room` pairs."""
     return Space(
@@ -81,7 +84,7 @@ def make_space(n_atoms, n_room, n_grid):
     )
 
 
-@compiled
+@part
 def place(tables, t, cell, u, space):
     """Fill in the scaled positions and the triangular cell; False if the cell is flat or anything is not finite."""
     for atom in range(tables.n_atoms[t]):
@@ -96,7 +99,7 @@ def place(tables, t, cell, u, space):
     return triangulate(cell, space.lower, space.frame)
 
 
-@compiled
+@part
 def triangulate(cell, lower, frame):
     """Fill in `lower` and `frame` with ``lower @ frame = cell``; False if the cell is flat or not finite."""
     for row in range(3):
@@ -118,7 +121,7 @@ def triangulate(cell, lower, frame):
     return True
 
 
-@compiled
+@part
 def add_images(space, i, j, cutoff, n_found):
     """Append the pairs of atom i with the images of atom j; the number of pairs, -1 if atoms coincide."""
     lower, squared = space.lower, cutoff * cutoff
@@ -152,7 +155,7 @@ def add_images(space, i, j, cutoff, n_found):
     return n_found
 
 
-@compiled
+@part
 def find_pairs(tables, t, space, cutoff):
     """List the pairs up to `cutoff` around the first atom of each orbit; -1 if atoms coincide or there is no room."""
     n_found = 0
@@ -166,7 +169,7 @@ def find_pairs(tables, t, space, cutoff):
     return n_found if n_found <= len(space.distances) else -1
 
 
-@compiled
+@part
 def is_apart(tables, t, space, limit):
     """Tell whether no two atoms are closer than `limit`; lattice translations first, then pairs of orbits."""
     for i in range(tables.n_atoms[t]):
@@ -178,7 +181,7 @@ def is_apart(tables, t, space, limit):
     return True
 
 
-@compiled
+@part
 def smear(distance, origin, step, n_grid, sigma, n_side, space):
     """Fill `peak` and `slope` with a normal distribution and its derivative by distance; first and last grid point.
 
@@ -200,7 +203,7 @@ def smear(distance, origin, step, n_grid, sigma, n_side, space):
     return first, last
 
 
-@compiled
+@part
 def add_peaks(tables, t, space, n_pairs, origin, step, sigma, n_side, rdf):
     """Set `rdf` to g(r) of the pairs in `space`."""
     n_grid = len(rdf)
@@ -215,7 +218,7 @@ def add_peaks(tables, t, space, n_pairs, origin, step, sigma, n_side, rdf):
         rdf[k] *= volume / (tables.n_atoms[t] ** 2 * 4 * math.pi * (origin + k * step) ** 2)
 
 
-@compiled
+@part
 def room(n_atoms, cutoff, volume_per_atom):
     """Return for how many pairs there must be room: four times as many as a crystal of that density has."""
     width = volume_per_atom ** (1 / 3)

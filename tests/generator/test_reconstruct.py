@@ -1,11 +1,13 @@
 """Reconstruction: tables, proposals, g(r), steering, and finding known crystals from their own RDF."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from numba.extending import is_jitted
 
 from ase_hvae.errors import ReconstructionError
 from ase_hvae.rdf import RDFSettings, radial_distribution
@@ -393,3 +395,12 @@ def test_refuses_unknown_groups_and_letters():
         WyckoffPrior(uniform_share=2.0)
     with pytest.raises(ValueError, match="spacegroups"):
         WyckoffPrior(spacegroups=(0,))
+
+
+def test_only_whole_loops_are_compiled_on_their_own():
+    """What they call is inlined, or a run would round otherwise in the process that compiles than in later ones."""
+    modules = [sys.modules[f"ase_hvae.reconstruct.{name}"] for name in ("descent", "drawing", "kernels")]
+    functions = {name: value for module in modules for name, value in vars(module).items() if is_jitted(value)}
+    assert len(functions) > 20
+    alone = {name for name, value in functions.items() if not value.targetoptions.get("forceinline")}
+    assert alone == {"descend", "draw", "rdfs", "shortest_distances"}
