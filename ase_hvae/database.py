@@ -57,6 +57,8 @@ class CandidateDatabase:
         results = {name: getattr(candidate, name) for name in _CALCULATED if getattr(candidate, name) is not None}
         if results:
             atoms.calc = SinglePointCalculator(atoms, **results)
+        if not self.path.exists():
+            self._create()
         with self._opened() as database:
             if candidate.index in self._ids:
                 database.update(self._ids[candidate.index], atoms=atoms, data=data, **pairs)
@@ -69,6 +71,13 @@ class CandidateDatabase:
             return []
         with self._opened() as database:
             return sorted((_from_row(row) for row in database.select()), key=lambda candidate: candidate.index)
+
+    def _create(self) -> None:
+        """Make the empty database beside its place and move it there: no reader or killed run meets half of one."""
+        partial = self.path.with_name(f".part.{self.path.name}")
+        partial.unlink(missing_ok=True)
+        connect(partial, use_lock_file=False).count()
+        partial.replace(self.path)
 
     @contextmanager
     def _opened(self) -> Iterator[Database]:

@@ -71,6 +71,19 @@ def test_a_lock_that_a_killed_run_left_behind_holds_up_nothing(tmp_path, monkeyp
     assert [candidate.index for candidate in database.read()] == [3, 4]
 
 
+def test_a_database_is_whole_from_the_start(tmp_path, monkeypatch):
+    """Its tables are made in a file of another name, which a killed run may have left behind."""
+    path, partial = tmp_path / "candidates.db", tmp_path / ".part.candidates.db"
+    partial.write_text("half of a database")
+    seen = []
+    replace = type(path).replace
+    monkeypatch.setattr(type(path), "replace", lambda file, to: (seen.append(path.exists()), replace(file, to)))
+    CandidateDatabase(path).write(make_candidate())
+    assert seen == [False]
+    assert not partial.exists()
+    assert connect(path).count() == 1
+
+
 def test_a_database_that_another_program_holds_is_named(tmp_path, monkeypatch):
     path = tmp_path / "candidates.db"
     database = CandidateDatabase(path)
