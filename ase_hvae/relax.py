@@ -199,6 +199,11 @@ def relax(
     return result
 
 
+def relaxes_together(calc: BaseCalculator, optimizer: str) -> bool:
+    """Whether :func:`relax_many` hands all crystals to the calculator at once."""
+    return hasattr(calc, "batch_relax") and optimizer in BATCH_OPTIMIZERS
+
+
 def relax_many(
     structures: Sequence[Atoms],
     calc: BaseCalculator,
@@ -239,7 +244,7 @@ def relax_many(
         "optimizer": optimizer,
         "scalar_pressure": scalar_pressure,
     }
-    if not (hasattr(calc, "batch_relax") and optimizer in BATCH_OPTIMIZERS):
+    if not relaxes_together(calc, optimizer):
         for number, atoms in enumerate(structures):
             try:
                 yield number, relax(atoms, calc, limits=limits, **options)
@@ -254,7 +259,8 @@ def relax_many(
             yield number, error
         else:
             numbers.append(number)
-    for end in calc.batch_relax([structures[number] for number in numbers], bounds=limits, **options):
+    together: Any = calc
+    for end in together.batch_relax([structures[number] for number in numbers], bounds=limits, **options):
         number = numbers[end.index]
         yield number, _result(end, scalar_pressure) if end.failure is None else _left_bounds(structures[number], end)
 

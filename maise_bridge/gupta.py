@@ -13,7 +13,7 @@ from maise_bridge.gupta_file import GuptaModel
 from maise_bridge.inputs import species_indices
 from maise_bridge.model_file import read_model
 from maise_bridge.neighbors import NeighborList, neighbor_list
-from maise_bridge.potential import Evaluation
+from maise_bridge.potential import Evaluation, split
 
 LONGEST_PERIODIC_CUTOFF = 30.0  # Å; MAISE's models of crystals reach 10, those of clusters 110
 
@@ -94,7 +94,7 @@ class GuptaPotential:
                 for other in range(3):
                     products = pulls[:, axis] * vectors[:, other]
                     virials[:, axis, other] = np.bincount(neighbors.structure[centre], products, len(structures))
-        return _split(structures, energies, pull, virials)
+        return split(structures, energies, pull, virials)
 
     def _bonds(
         self, species: np.ndarray, centre: np.ndarray, neighbour: np.ndarray, lengths: np.ndarray
@@ -136,25 +136,3 @@ def _taper(lengths: np.ndarray, r_min: np.ndarray, r_max: np.ndarray) -> tuple[n
     phase = np.pi * np.clip((lengths - r_min) / (r_max - r_min), 0.0, 1.0)
     slope = -0.5 * np.pi / (r_max - r_min) * np.sin(phase)
     return 0.5 + 0.5 * np.cos(phase), np.where(phase < np.pi, slope, 0.0)
-
-
-def _split(
-    structures: Sequence[Atoms], energies: np.ndarray, forces: np.ndarray, virials: np.ndarray
-) -> list[Evaluation]:
-    results = []
-    last = np.cumsum([len(atoms) for atoms in structures])
-    for atoms, end, virial in zip(structures, last, virials, strict=True):
-        part = slice(end - len(atoms), end)
-        voigt = 0.5 * (virial + virial.T)[(0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
-        results.append(
-            Evaluation(
-                energy=float(energies[part].sum()),
-                energies=energies[part],
-                repulsion=np.zeros(len(atoms)),
-                forces=forces[part],
-                virial=voigt,
-                stress=voigt / atoms.get_volume() if atoms.cell.rank == 3 else None,
-                extrapolation=np.zeros(len(atoms)),
-            )
-        )
-    return results

@@ -128,7 +128,7 @@ class MaisePotential:
         with np.errstate(divide="ignore", invalid="ignore"):  # coincident atoms have no finite energy; callers see that
             energies, extrapolation, gradient, virials = self._network(neighbors, species, forces)
             repulsion = self._add_repulsion(neighbors, species, gradient, virials)
-        return _split(structures, energies, repulsion, -gradient, virials, extrapolation)
+        return split(structures, energies, -gradient, virials, repulsion=repulsion, extrapolation=extrapolation)
 
     def _add_repulsion(
         self, neighbors: NeighborList, species: np.ndarray, gradient: np.ndarray, virials: np.ndarray
@@ -161,14 +161,30 @@ class Network(Protocol):
         """
 
 
-def _split(
+def split(
     structures: Sequence[Atoms],
     energies: np.ndarray,
-    repulsion: np.ndarray,
     forces: np.ndarray,
     virials: np.ndarray,
-    extrapolation: np.ndarray,
+    *,
+    repulsion: np.ndarray | None = None,
+    extrapolation: np.ndarray | None = None,
 ) -> list[Evaluation]:
+    """Results of single structures from those of the atoms of a batch.
+
+    Parameters
+    ----------
+    structures : sequence of Atoms
+        The batch.
+    energies, forces : ndarray, shapes (n_atoms,), (n_atoms, 3)
+        Without the core repulsion, and with it; eV, eV/Å.
+    virials : ndarray, shape (n_structures, 3, 3)
+        dE/d(strain); eV.
+    repulsion, extrapolation : ndarray, shape (n_atoms,), optional
+        See :class:`Evaluation`; zero by default.
+    """
+    repulsion = np.zeros(len(energies)) if repulsion is None else repulsion
+    extrapolation = np.zeros(len(energies)) if extrapolation is None else extrapolation
     results = []
     first = 0
     for atoms, virial in zip(structures, virials, strict=True):
