@@ -11,6 +11,7 @@ from ase.geometry import minkowski_reduce
 from ase_hvae import phonons
 from ase_hvae.data import load_known
 from ase_hvae.errors import PhononError, StructureError
+from ase_hvae.phonons.harmonic import logged_warnings
 from ase_hvae.symmetry import rotations
 
 THZ = np.sqrt(units._e / units._amu) * 1e10 / (2 * np.pi) / 1e12  # of sqrt(eV/Å²/amu)
@@ -135,6 +136,6 @@ def test_non_finite_forces_fail_the_calculation():
 
 
 def test_warnings_of_phonopy_go_to_the_log(caplog):
-    with caplog.at_level("INFO", logger="ase_hvae"), phonons._logged_warnings():
+    with caplog.at_level("INFO", logger="ase_hvae"), logged_warnings():
         warnings.warn("mesh is\n generalized", stacklevel=1)
     assert caplog.messages == ["phonopy: mesh is generalized"]

@@ -1,7 +1,4 @@
-"""Harmonic phonons of one crystal by finite displacements: is it a minimum of the energy?
-
-The only importer of phonopy.
-"""
+"""Harmonic phonons of one crystal by finite displacements: is it a minimum of the energy?"""
 
 from __future__ import annotations
 
@@ -15,17 +12,15 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, CalculationFailed
-from ase.geometry import minkowski_reduce
 from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
 
 from ase_hvae.errors import PhononError
+from ase_hvae.phonons.supercell import choose_supercell
 from ase_hvae.structures import check_structure
-from ase_hvae.symmetry import rotations, symmetrize
+from ase_hvae.symmetry import symmetrize
 
 logger = logging.getLogger(__name__)
-
-MAX_SUPERCELL_ATOMS = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +49,10 @@ class PhononResult:
         Atoms in the supercell and force calculations of displaced supercells.
     residual_force : float
         Largest force norm before displacement, eV/Å.
+    phonon : Phonopy
+        Solved on the mesh, for modes, bands, thermal properties and files of phonopy.
+    tolerance : float
+        That of the verdict, THz.
     """
 
     frequencies: np.ndarray
@@ -67,6 +66,8 @@ class PhononResult:
     n_supercell_atoms: int
     n_displacements: int
     residual_force: float
+    phonon: Phonopy
+    tolerance: float
 
 
 def compute(
@@ -153,50 +154,8 @@ def compute(
         n_supercell_atoms=len(phonon.supercell),
         n_displacements=len(phonon.displacements),
         residual_force=residual_force,
-    )
-
-
-def choose_supercell(atoms: Atoms, min_length: float, *, symprec: float = 1e-3) -> np.ndarray:
-    """Smallest supercell that keeps the crystal's point group and its images at a distance.
-
-    Every sublattice is tried, in order of size (Hermite normal forms): it must map onto itself under the rotations of
-    the crystal, so that no symmetry is lost, and hold no lattice vector shorter than ``min_length``. Among those of one
-    size the most compact wins.
-
-    Parameters
-    ----------
-    atoms : Atoms
-        Primitive cell.
-    min_length : float
-        Shortest vector allowed in the lattice of the supercell, Å.
-
-    Returns
-    -------
-    np.ndarray
-        Integer rows in units of the vectors of ``atoms``, ``(3, 3)``, reduced and right-handed.
-
-    Raises
-    ------
-    PhononError
-        If a supercell of MAX_SUPERCELL_ATOMS atoms is too small.
-    """
-    reduced, operation = minkowski_reduce(atoms.cell[:])
-    # Sublattices are rows h of integers in the reduced basis; a rotation R of the given basis maps h to h turn.
-    turns = [operation @ r.T @ np.linalg.inv(operation) for r in rotations(atoms, symprec=symprec)]
-    turns = [turn for turn in turns if not np.allclose(np.abs(turn), np.eye(3))]
-    short = _short_vectors(reduced, min_length)
-    smallest = max(1, int(min_length**3 / (np.sqrt(2) * atoms.cell.volume)))  # no lattice packs denser than fcc
-    for size in range(smallest, max(MAX_SUPERCELL_ATOMS // len(atoms), 1) + 1):
-        forms = _hermite_forms(size)
-        for turn in turns:
-            forms = forms[_integral(forms @ turn @ np.linalg.inv(forms)).all(axis=(1, 2))]
-        held = np.any(_integral(short @ np.linalg.inv(forms)).all(axis=2), axis=1)  # holds a short vector
-        forms = forms[~held]
-        if len(forms):
-            return _most_compact(forms, reduced) @ operation
-    raise PhononError(
-        f"a supercell of {atoms.symbols} with images {min_length:g} Å apart needs more than "
-        f"{MAX_SUPERCELL_ATOMS} atoms; lower min_length"
+        phonon=phonon,
+        tolerance=tolerance,
     )
 
 
@@ -207,7 +166,7 @@ def _displace(crystal: Atoms, supercell_matrix: np.ndarray, displacement: float)
     )
     if supercell_matrix.shape != (3, 3) or np.linalg.det(supercell_matrix) < 0.5:
         raise ValueError(f"supercell_matrix must hold three right-handed integer rows, not {supercell_matrix.tolist()}")
-    with _logged_warnings():
+    with logged_warnings():
         phonon = Phonopy(unitcell, supercell_matrix=supercell_matrix.T, primitive_matrix="P")
         phonon.generate_displacements(distance=displacement)
     return phonon
@@ -237,59 +196,15 @@ def _forces(cell: PhonopyAtoms, calc: BaseCalculator) -> np.ndarray:
 def _solve(phonon: Phonopy, mesh_length: float) -> Any:
     """Force constants and frequencies on the mesh; whatever the libraries raise becomes a PhononError."""
     try:
-        with _logged_warnings():
+        with logged_warnings():
             phonon.produce_force_constants(fc_calculator="symfc", calculate_full_force_constants=False)
             return phonon.run_mesh(mesh_length, is_gamma_center=True)
     except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
         raise PhononError(f"no force constants for {phonon.unitcell.formula}: {error}") from error
 
 
-def _short_vectors(cell: np.ndarray, length: float) -> np.ndarray:
-    """Nonzero lattice vectors shorter than ``length``, one of each pair +-v, as integer rows."""
-    heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
-    limits = np.floor(length / heights).astype(int)
-    grid = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in limits), indexing="ij"), axis=-1).reshape(-1, 3)
-    grid = grid[len(grid) // 2 + 1 :]
-    return grid[np.linalg.norm(grid @ cell, axis=1) < length]
-
-
-def _hermite_forms(size: int) -> np.ndarray:
-    """All sublattices of index ``size``: upper triangular integer rows, ``(n, 3, 3)``."""
-    forms = []
-    for a in _divisors(size):
-        for b in _divisors(size // a):
-            c = size // (a * b)
-            x, y, z = (values.ravel() for values in np.meshgrid(np.arange(b), np.arange(c), np.arange(c)))
-            block = np.zeros((len(x), 3, 3))
-            block[:, 0, 0], block[:, 1, 1], block[:, 2, 2] = a, b, c
-            block[:, 0, 1], block[:, 0, 2], block[:, 1, 2] = x, y, z
-            forms.append(block)
-    return np.concatenate(forms)
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
-
-
-def _integral(values: np.ndarray) -> np.ndarray:
-    """Which values are integers; they are fractions with denominators up to the size of a supercell."""
-    return np.abs(values - np.round(values)) < 1e-6
-
-
-def _most_compact(forms: np.ndarray, cell: np.ndarray) -> np.ndarray:
-    """The sublattice with the smallest sum of squared reduced vectors, as right-handed reduced integer rows."""
-    best, best_score = np.eye(3, dtype=int), np.inf
-    for form in forms:
-        reduced, operation = minkowski_reduce(form @ cell)
-        score = float((reduced**2).sum())
-        if score < best_score - 1e-6:
-            rows = np.round(operation @ form).astype(int)
-            best, best_score = rows, score
-    return best if np.linalg.det(best @ cell) > 0 else -best
-
-
 @contextmanager
-def _logged_warnings() -> Iterator[None]:
+def logged_warnings() -> Iterator[None]:
     """Send phonopy's warnings (a generalized mesh, a supercell of lower symmetry) to the log; results stay valid."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
