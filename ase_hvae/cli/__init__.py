@@ -14,6 +14,7 @@ _BROKEN_PIPE = 141  # exit status, as a shell reports SIGPIPE
 COMMANDS = [
     ("generate", "ase_hvae.cli.generate"),
     ("train", "ase_hvae.cli.train"),
+    ("phonons", "ase_hvae.cli.phonons"),
     ("info", "ase_hvae.cli.info"),
 ]
 
