@@ -17,7 +17,17 @@ from ase_hvae.phonons.harmonic import PhononResult
 from ase_hvae.phonons.supercell import commensurate_supercell
 
 LARGEST_DENOMINATOR = 4  # of wave vectors tried besides those of the phonon supercell
-LENGTHS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)  # largest displacements of an atom tried in the line search, Å
+LENGTHS = (
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.3,
+    0.4,
+    0.6,
+    0.8,
+)  # largest displacements of an atom tried in the line search, Å
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +93,8 @@ def softest_mode(result: PhononResult, *, max_atoms: int = 32) -> SoftMode:
 def displace(mode: SoftMode, calc: BaseCalculator, *, rng: np.random.Generator, rattle: float = 0.01) -> Atoms:
     """The crystal moved along a soft mode to where its energy is lowest, ready for relaxation.
 
-    The energy is computed at a few lengths up to 0.8 Å, until it rises. Small random displacements break the symmetry
-    that is left, so that a relaxation can leave a saddle.
+    The energy is computed to both sides at a few lengths from 0.01 to 0.8 Å, until it rises. Small random
+    displacements break the symmetry that is left, so that a relaxation can leave a saddle.
 
     Parameters
     ----------
@@ -112,19 +122,27 @@ def displace(mode: SoftMode, calc: BaseCalculator, *, rng: np.random.Generator, 
     if not (np.isfinite(rattle) and rattle >= 0):
         raise ValueError(f"rattle is {rattle}; it must be finite and not negative, in Å")
     direction = mode.displacements / np.linalg.norm(mode.displacements, axis=1).max()
-    start = lowest = _energy(mode.atoms, calc)
-    best = 0.0
-    for length in LENGTHS:
-        energy = _energy(_moved(mode.atoms, length * direction), calc)
-        if energy >= lowest:
-            break
-        lowest, best = energy, length
+    start = _energy(mode.atoms, calc)
+    lowest, length = min(_descend(mode.atoms, direction, calc, start, sign) for sign in (1.0, -1.0))
     if lowest >= start:
         raise PhononError(
-            f"the energy of {mode.atoms.symbols} rises along its mode of {mode.frequency:.2f} THz within "
-            f"{LENGTHS[0]:g} Å: the frequency is numerical noise; compute phonons with a larger min_length"
+            f"the energy of {mode.atoms.symbols} does not fall within {LENGTHS[0]:g} Å along its mode of "
+            f"{mode.frequency:.2f} THz; compute phonons with a larger min_length"
         )
-    return _moved(mode.atoms, best * direction + rng.normal(scale=rattle, size=direction.shape))
+    return _moved(mode.atoms, length * direction + rng.normal(scale=rattle, size=direction.shape))
+
+
+def _descend(
+    atoms: Atoms, direction: np.ndarray, calc: BaseCalculator, start: float, sign: float
+) -> tuple[float, float]:
+    """Lowest energy and its signed length before the energy rises to one side, eV and Å."""
+    lowest, best = start, 0.0
+    for length in LENGTHS:
+        energy = _energy(_moved(atoms, sign * length * direction), calc)
+        if energy >= lowest:
+            break
+        lowest, best = energy, sign * length
+    return lowest, best
 
 
 def _wave_vectors(result: PhononResult, max_size: int) -> dict[tuple[Fraction, ...], int]:
