@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,43 @@ def assign_originals(
     """What :func:`find_duplicates` returns, by a matcher, which counts the pairs."""
     order = sorted(range(len(crystals)), key=lambda i: (energies[i], crystals[i].cell.volume, content(crystals[i])))
     duplicate_of: list[int | None] = [None] * len(crystals)
-    shelves: dict[Any, _Shelf] = {}
-    for index in order:
-        candidate = PreparedCrystal(crystals[index], symprec)
-        shelf = shelves.setdefault(frozenset(candidate.composition.items()), _Shelf())
-        near = shelf.near(candidate, matcher, lowest_energy=energies[index] - energy_tolerance)
-        duplicate_of[index] = next((i for i, kept in near if matcher.same_near(candidate, kept)), None)
-        if duplicate_of[index] is None:
-            shelf.add(index, candidate, energies[index])
+    rising = ((index, crystals[index], energies[index]) for index in order)
+    for index, original in stream_originals(rising, matcher, energy_tolerance=energy_tolerance, symprec=symprec):
+        duplicate_of[index] = original
     return duplicate_of
+
+
+def stream_originals(
+    crystals: Iterable[tuple[int, Atoms, float]], matcher: Matcher, *, energy_tolerance: float, symprec: float
+) -> Iterator[tuple[int, int | None]]:
+    """Number of each crystal with that of the kept one that it repeats, or None, one after the other.
+
+    Kept crystals of the same composition are forgotten once they are too low in energy to be compared.
+
+    Parameters
+    ----------
+    crystals : iterable of (number, Atoms, energy)
+        Energies per atom (eV/atom) must not fall.
+
+    Raises
+    ------
+    ValueError
+        If an energy is below the one before it.
+    """
+    shelves: dict[Any, _Shelf] = {}
+    last = -np.inf
+    for index, atoms, energy in crystals:
+        if not energy >= last:
+            raise ValueError(f"energy of crystal {index} is {energy} eV/atom, after {last}; sort them, lowest first")
+        last = energy
+        candidate = PreparedCrystal(atoms, symprec)
+        shelf = shelves.setdefault(frozenset(candidate.composition.items()), _Shelf())
+        shelf.forget_below(energy - energy_tolerance)
+        near = shelf.near(candidate, matcher)
+        original = next((number for number, kept in near if matcher.same_near(candidate, kept)), None)
+        if original is None:
+            shelf.add(index, candidate, energy)
+        yield index, original
 
 
 def match_known(atoms: Atoms, known: Sequence[Atoms], **tolerances: float) -> int | None:
@@ -150,17 +178,21 @@ class _Shelf:
         self.indices.append(index)
         self.crystals.append(crystal)
 
-    def near(
-        self, candidate: PreparedCrystal, matcher: Matcher, lowest_energy: float = -np.inf
-    ) -> Iterator[tuple[int, PreparedCrystal]]:
-        """Crystals whose energy, volume and fingerprint are near enough, nearest fingerprint first."""
+    def forget_below(self, energy: float) -> None:
+        """Drop crystals of lower energy; added in ascending order of energy."""
+        n = len(self.indices)
+        start = int(np.searchsorted(self._numbers[:n, 0], energy))
+        if start:
+            del self.indices[:start], self.crystals[:start]
+            self._numbers, self._fingerprints = self._numbers[start:n].copy(), self._fingerprints[start:n].copy()
+
+    def near(self, candidate: PreparedCrystal, matcher: Matcher) -> Iterator[tuple[int, PreparedCrystal]]:
+        """Crystals whose volume and fingerprint are near enough, nearest fingerprint first."""
         n = len(self.indices)
         if n == 0:
             return
-        energies, volumes = self._numbers[:n].T
-        start = int(np.searchsorted(energies, lowest_energy)) if lowest_energy > -np.inf else 0
-        ratio = np.abs(candidate.volume / volumes[start:] - 1)
-        chosen = start + np.flatnonzero(ratio <= matcher.volume_tolerance)
+        ratio = np.abs(candidate.volume / self._numbers[:n, 1] - 1)
+        chosen = np.flatnonzero(ratio <= matcher.volume_tolerance)
         distances = np.abs(self._fingerprints[chosen] - candidate.fingerprint).max(axis=1, initial=0.0)
         matcher.counts.compared += len(chosen)
         close = distances <= matcher.fingerprint_tolerance

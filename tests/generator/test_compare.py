@@ -9,7 +9,7 @@ from ase.db import connect
 from ase_hvae import compare
 from ase_hvae.compare.crystal import PreparedCrystal
 from ase_hvae.compare.matching import Matcher
-from ase_hvae.compare.search import assign_originals
+from ase_hvae.compare.search import assign_originals, stream_originals
 from ase_hvae.data import load_known
 from ase_hvae.errors import StructureError
 from ase_hvae.rdf import radial_distribution
@@ -371,3 +371,13 @@ def test_bad_crystals_and_energies_are_refused(known):
     broken.positions[0, 0] = np.inf
     with pytest.raises(StructureError, match="structure to compare has a non-finite position"):
         compare.same_crystal(known["diamond"], broken)
+
+
+def test_streaming_forgets_low_crystals_and_refuses_falling_energies():
+    matcher = Matcher()
+    copies = [(0, bulk("Si"), -5.0), (1, bulk("Si"), -4.9905), (2, bulk("Si"), -4.97), (3, bulk("Si"), -4.965)]
+    found = dict(stream_originals(iter(copies), matcher, energy_tolerance=0.01, symprec=0.1))
+    assert found == {0: None, 1: 0, 2: None, 3: 2}
+    assert matcher.counts.compared == 2  # 2 does not meet 0, nor 3
+    with pytest.raises(ValueError, match="energy of crystal 0 is -5"):
+        list(stream_originals(reversed(copies[:2]), matcher, energy_tolerance=0.01, symprec=0.1))
