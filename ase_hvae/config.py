@@ -282,10 +282,12 @@ def config_from_dict(content: Mapping[str, Any]) -> GenerateConfig:
 
 
 def write_config(config: GenerateConfig, path: str | Path) -> None:
-    """Write every option, resolved, as TOML."""
+    """Write every option, resolved, as TOML, in one step: a killed run leaves the old file or the new one."""
     import tomli_w
 
-    Path(path).write_text(tomli_w.dumps(config.to_dict()), encoding="utf-8")
+    partial = Path(path).with_name(f".{Path(path).name}.part")
+    partial.write_text(tomli_w.dumps(config.to_dict()), encoding="utf-8")
+    partial.replace(path)
 
 
 def _plain_table(section: str, table: Any) -> dict[str, Any]:

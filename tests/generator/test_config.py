@@ -125,3 +125,17 @@ def test_unknown_section_and_option_name_the_file(tmp_path):
 def test_option_in_the_wrong_section_is_refused():
     with pytest.raises(ConfigError, match=r"unknown option 'seed' in \[relax\]"):
         config_from_dict({"relax": {"seed": 1}})
+
+
+def test_a_kill_while_the_options_are_written_leaves_the_old_file(tmp_path, monkeypatch):
+    write_config(GenerateConfig().with_options(seed=1), tmp_path / "config.toml")
+
+    def cut_off(path, text, **_):
+        with path.open("w") as file:
+            file.write(text[:20])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        write_config(GenerateConfig().with_options(seed=2), tmp_path / "config.toml")
+    assert read_config(tmp_path / "config.toml").run.seed == 1
