@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.calculator import PropertyNotImplementedError, ReadError
 from ase.io import iread
+
+from maise_bridge.depo import Category, read_category, read_depo
+from maise_bridge.filters import Filters, physical_rows, recorded_rows
 
 logger = logging.getLogger(__name__)
 
 _SPREAD = 50.0  # eV/atom between the lowest and highest label: beyond it, units are suspect
 _LARGEST_FORCE = 200.0  # eV/Å
 _AGREEMENT = 2e-3  # eV/atom: what two labels of one structure at one k spacing may differ by
+_PROCEDURE = ("kspacing", "small", "convergence", "maxiter", "eigensolver", "mixer", "parallel", "nbands", "txt")
 
 
 class LabelError(ValueError):
@@ -43,6 +50,14 @@ class Labels:
         `kspacing` of each row or NaN; 1/Å.
     sources : tuple of str
         File and index of each row.
+    categories : tuple of str
+        File of each row, or folder below that of a DEPO tree.
+    records : tuple of mapping
+        What each row says of its origin, tables flattened with dots: `calculator`, `ecut`, `xc`, `program.gpaw`, ...
+    uses : ndarray, shape (n,)
+        1 for training and test, 2 for training only, 3 for test only.
+    removed : mapping
+        How many rows each filter and the search for repeats left out.
     """
 
     structures: tuple[Atoms, ...]
@@ -52,6 +67,10 @@ class Labels:
     tags: tuple[str, ...]
     spacings: np.ndarray
     sources: tuple[str, ...]
+    categories: tuple[str, ...]
+    records: tuple[Mapping[str, str], ...]
+    uses: np.ndarray
+    removed: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.structures)
@@ -75,18 +94,15 @@ class Labels:
     def select(self, rows: Sequence[int] | np.ndarray) -> Labels:
         """Return some rows in the order given."""
         picked = [int(row) for row in rows]
-        return Labels(
-            structures=tuple(self.structures[row] for row in picked),
-            energies=self.energies[picked],
-            forces=tuple(self.forces[row] for row in picked),
-            stresses=self.stresses[picked],
-            tags=tuple(self.tags[row] for row in picked),
-            spacings=self.spacings[picked],
-            sources=tuple(self.sources[row] for row in picked),
-        )
+        columns: dict[str, Any] = {
+            name: value[picked] if isinstance(value, np.ndarray) else tuple(value[row] for row in picked)
+            for name, value in vars(self).items()
+            if name != "removed"
+        }
+        return replace(self, **columns)
 
 
-def read_labels(paths: str | Path | Iterable[str | Path]) -> Labels:
+def read_labels(paths: str | Path | Iterable[str | Path], *, filters: Filters | None = None) -> Labels:
     """Read labelled structures and check them.
 
     Repeated structures are kept once: of two k spacings the finer one, of one k spacing the first.
@@ -94,7 +110,9 @@ def read_labels(paths: str | Path | Iterable[str | Path]) -> Labels:
     Parameters
     ----------
     paths : path or several
-        Files that ASE reads (extended XYZ, also gzipped) with energies and forces.
+        Files that ASE reads (extended XYZ, also gzipped) with energies and forces, or DEPO trees of MAISE.
+    filters : Filters, optional
+        What to leave out; nothing by default.
 
     Returns
     -------
@@ -104,38 +122,65 @@ def read_labels(paths: str | Path | Iterable[str | Path]) -> Labels:
     ------
     LabelError
         If a file is missing or empty, or a row lacks energy or forces, is not finite, seems to be in other
-        units, or repeats an earlier structure with another energy; file and index are named.
+        units, repeats an earlier structure with another energy, or records another program, functional or
+        cutoff than the others; file and index are named. If the filters leave nothing.
     """
     files = [paths] if isinstance(paths, str | Path) else list(paths)
     rows = [row for path in files for row in _read_file(Path(path))]
     if not rows:
         raise LabelError("no label files given")
+    columns = _Row(*map(tuple, zip(*rows, strict=True)))  # type: ignore[arg-type]
     labels = Labels(
-        structures=tuple(row[0] for row in rows),
-        energies=np.array([row[1] for row in rows]),
-        forces=tuple(row[2] for row in rows),
-        stresses=np.array([row[3] for row in rows]),
-        tags=tuple(row[4] for row in rows),
-        spacings=np.array([row[5] for row in rows]),
-        sources=tuple(row[6] for row in rows),
+        structures=columns.atoms,  # type: ignore[arg-type]
+        energies=np.array(columns.energy),
+        forces=columns.forces,  # type: ignore[arg-type]
+        stresses=np.array(columns.stress),
+        tags=columns.tag,  # type: ignore[arg-type]
+        spacings=np.array(columns.spacing),
+        sources=columns.source,  # type: ignore[arg-type]
+        categories=columns.category,  # type: ignore[arg-type]
+        records=columns.record,  # type: ignore[arg-type]
+        uses=np.ones(len(rows), dtype=np.int64),
     )
+    categories = _read_categories(files)
+    filters = filters or Filters()
+    labels = _filtered(labels, recorded_rows(labels, filters))
     _check_units(labels)
-    return labels.select(_without_repeats(labels))
+    _check_methods(labels)
+    kept = _without_repeats(labels)
+    labels = replace(labels.select(kept), removed={**labels.removed, "repeats": len(labels) - len(kept)})
+    labels = _filtered(labels, physical_rows(labels, filters, categories))
+    uses = [categories.get(name, Category()).use for name in labels.categories]
+    return replace(labels, uses=np.array(uses, dtype=np.int64))
+
+
+class _Row(NamedTuple):
+    atoms: Atoms
+    energy: float
+    forces: np.ndarray
+    stress: np.ndarray
+    tag: str
+    spacing: float
+    source: str
+    category: str
+    record: dict[str, str]
 
 
 def _kinds(atoms: Atoms) -> set[tuple[int, str]]:
     return set(zip(atoms.numbers.tolist(), atoms.get_chemical_symbols(), strict=True))
 
 
-def _read_file(path: Path) -> list[tuple[Atoms, float, np.ndarray, np.ndarray, str, float, str]]:
-    if not path.is_file():
+def _read_file(path: Path) -> list[_Row]:
+    if not path.exists():
         raise LabelError(f"{path}: no such file")
-    rows: list[tuple[Atoms, float, np.ndarray, np.ndarray, str, float, str]] = []
+    rows: list[_Row] = []
     try:
-        for index, atoms in enumerate(iread(path, ":")):
-            rows.append(_row(atoms, f"{path}, structure {index}"))
+        for atoms, source, category in _frames(path):
+            rows.append(_row(atoms, source, category))
     except LabelError:
         raise
+    except ReadError as error:
+        raise LabelError(str(error)) from error
     except Exception as error:  # ASE's readers raise whatever the text led them to
         raise LabelError(f"{path}, structure {len(rows)}: cannot be read ({error})") from error
     if not rows:
@@ -143,7 +188,25 @@ def _read_file(path: Path) -> list[tuple[Atoms, float, np.ndarray, np.ndarray, s
     return rows
 
 
-def _row(atoms: Atoms, source: str) -> tuple[Atoms, float, np.ndarray, np.ndarray, str, float, str]:
+def _frames(path: Path) -> Iterator[tuple[Atoms, str, str]]:
+    """Structure, name and category of each row of a file or tree."""
+    if path.is_dir():
+        for source, atoms in read_depo(path):
+            yield atoms, source, f"{path}/{atoms.info['config_type']}"
+    else:
+        for index, atoms in enumerate(iread(path, ":")):
+            yield atoms, f"{path}, structure {index}", str(path)
+
+
+def _read_categories(files: Iterable[str | Path]) -> dict[str, Category]:
+    folders = [folder for path in map(Path, files) if path.is_dir() for folder in path.iterdir() if folder.is_dir()]
+    try:
+        return {f"{folder.parent}/{folder.name}": read_category(folder) for folder in folders}
+    except ReadError as error:
+        raise LabelError(str(error)) from error
+
+
+def _row(atoms: Atoms, source: str, category: str) -> _Row:
     if len(atoms) == 0:
         raise LabelError(f"{source}: has no atoms")
     values = {}
@@ -166,9 +229,66 @@ def _row(atoms: Atoms, source: str) -> tuple[Atoms, float, np.ndarray, np.ndarra
         raise LabelError(f"{source}: not periodic in three dimensions; crystals are needed")
     if np.isinf(stress).any():
         raise LabelError(f"{source}: stress not finite")
-    tag = str(atoms.info.get("config_type", ""))
+    info = atoms.info
     bare = Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
-    return bare, energy, forces, stress, tag, float(atoms.info.get("kspacing", np.nan)), source
+    tag, spacing = str(info.get("config_type", "")), float(info.get("kspacing", np.nan))
+    return _Row(bare, energy, forces, stress, tag, spacing, source, category, _record(info))
+
+
+def _record(info: Mapping[str, Any]) -> dict[str, str]:
+    """What a row says of its origin, tables flattened."""
+    settings, program = (value if isinstance(value, dict) else {} for value in map(info.get, ("settings", "program")))
+    found = {**settings, "program": program}
+    found |= {name: info[name] for name in ("config_type", "kspacing") if name in info}
+    return dict(_flat(found))
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in sorted(table.items()):
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            yield (
+                f"{prefix}{name}",
+                f"{value:.10g}" if number else value if isinstance(value, str) else json.dumps(value),
+            )
+
+
+def _filtered(labels: Labels, masks: Sequence[tuple[str, np.ndarray]]) -> Labels:
+    """Apply filters one after the other, count what each removes."""
+    kept, removed = np.ones(len(labels), dtype=bool), dict(labels.removed)
+    for name, mask in masks:
+        removed[name] = int((kept & ~mask).sum())
+        kept &= mask
+    if not kept.any():
+        counts = ", ".join(f"{name} {number}" for name, number in removed.items() if number)
+        raise LabelError(f"filters leave none of {len(labels)} rows ({counts}); widen them")
+    return replace(labels.select(np.flatnonzero(kept)), removed=removed)
+
+
+def _check_methods(labels: Labels) -> None:
+    """Refuse rows whose recorded program, functional, cutoff or pseudopotential differ; silent rows are reported."""
+    own = ("config_type", *_PROCEDURE)
+    methods = [
+        tuple((key, value) for key, value in record.items() if key.partition(".")[0] not in own)
+        for record in labels.records
+    ]
+    counts = Counter(method for method in methods if method)
+    if len(counts) > 1:
+        first, second = (method for method, _ in counts.most_common(2))
+        row = methods.index(second)
+        differing = sorted(dict(set(first) ^ set(second)))
+        said = ", ".join(f"{key} {dict(second).get(key)} against {dict(first).get(key)}" for key in differing)
+        raise LabelError(
+            f"{labels.sources[row]}: recorded settings differ ({said}; {counts[second]} and {counts[first]} rows); "
+            f"energies of two methods cannot be fitted together, choose by --only {differing[0]}=VALUE"
+        )
+    silent = sum(not method for method in methods)
+    if counts and silent:
+        logger.warning(
+            "%d of %d rows do not record how they were computed; they are taken as the others", silent, len(labels)
+        )
 
 
 def _check_units(labels: Labels) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,22 @@ from typing import Any
 import numpy as np
 
 from maise_bridge.basis import standard_basis
+from maise_bridge.checkpoint import Checkpoint
 from maise_bridge.committee import merge_models
 from maise_bridge.dataset import Labels, read_labels
 from maise_bridge.evaluation import residuals, window_errors
 from maise_bridge.families import Split, crystal_features, find_families, split_families
-from maise_bridge.model_file import MaiseModel, write_model
-from maise_bridge.objective import ObjectiveSettings
+from maise_bridge.filters import Filters
+from maise_bridge.model_file import MaiseModel, read_network, write_model
+from maise_bridge.objective import MaiseObjective, ObjectiveSettings
 from maise_bridge.potential import MaisePotential
-from maise_bridge.training import TrainingSettings, prepare, train
+from maise_bridge.preparation import TrainingData, prepare
+from maise_bridge.stratified import freeze_models
+from maise_bridge.training import Report, TrainingResult, TrainingSettings, train
+
+logger = logging.getLogger(__name__)
+
+Watch = Callable[[int], Report]  # of the member's number
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,12 @@ class Recipe:
         Of the split by family.
     keep : tuple of str
         Shell patterns of tags; families with such a row are not held out.
+    filters : Filters
+        Rows to leave out.
+    maise : MaiseObjective, optional
+        Weigh errors as MAISE does, and start from its weights (of `seed`, which must be positive then).
+    frozen : tuple of str
+        Model files of the elements, or of three binaries, to keep: stratified training. Gives basis and layers.
     """
 
     hidden: tuple[int, int] = (20, 20)
@@ -52,64 +67,131 @@ class Recipe:
     weight_decay: float = 0.3
     energy_window: float = 0.5
     tag_weights: tuple[tuple[str, float], ...] = ()
+    filters: Filters = field(default_factory=Filters)
+    maise: MaiseObjective | None = None
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n_members < 1:
             raise ValueError(f"n_members is {self.n_members}; at least one network is needed")
+        if self.maise is not None and self.seed < 1:
+            raise ValueError(f"seed is {self.seed}; MAISE's objective takes its random numbers from a positive seed")
         self.settings(0)
 
     def settings(self, member: int) -> TrainingSettings:
         """Return the settings of one member."""
+        own = ObjectiveSettings(energy_window=self.energy_window, tag_weights=self.tag_weights)
         return TrainingSettings(
             hidden=self.hidden,
             n_epochs=self.n_epochs,
             n_lbfgs=self.n_lbfgs,
             weight_decay=self.weight_decay,
-            objective=ObjectiveSettings(energy_window=self.energy_window, tag_weights=self.tag_weights),
+            objective=own if self.maise is None else self.maise,
             seed=self.seed + member,
         )
 
 
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """A fitted potential, which has been written to its file.
+
+    Attributes
+    ----------
+    model : MaiseModel
+        The mean of the members.
+    card : dict
+        What ``OUT.json`` holds.
+    labels : Labels
+        The rows that passed the filters.
+    split : Split
+    histories : tuple of ndarray, shapes (n, 3)
+        Of each member, see :class:`maise_bridge.training.TrainingResult`.
+    """
+
+    model: MaiseModel
+    card: dict[str, Any]
+    labels: Labels
+    split: Split
+    histories: tuple[np.ndarray, ...]
+
+
 def split_labels(labels: Labels, *, seed: int, keep: Sequence[str] = (), threshold: float = 0.03) -> Split:
-    """Split labels by family; families with a row whose tag matches one of the patterns `keep` are not held out."""
+    """Split labels by family.
+
+    Families with a row whose tag matches one of the patterns `keep`, or that is for training only (``labels.uses``),
+    are not held out; rows that are for test only are, and their families with them.
+    """
     features = crystal_features(labels.structures, standard_basis(51), labels.species)
     families = find_families(features, labels.n_atoms, labels.tags, threshold=threshold)
     kept = np.array([any(fnmatchcase(tag, pattern) for pattern in keep) for tag in labels.tags])
-    return split_families(families, keep=kept, rng=np.random.default_rng(seed))
+    tested = np.isin(families, families[labels.uses == 3])
+    contradicting = np.flatnonzero(tested & (kept | (labels.uses == 2)))
+    if len(contradicting):
+        raise ValueError(
+            f"{labels.sources[contradicting[0]]}: is to be trained on, but a crystal of its family is for test only; "
+            "give both one use"
+        )
+    others = np.flatnonzero(~tested)
+    split = split_families(families[others], keep=(kept | (labels.uses == 2))[others], rng=np.random.default_rng(seed))
+    test = np.sort(np.concatenate([others[split.test], np.flatnonzero(tested)]))
+    return Split(train=others[split.train], validation=others[split.validation], test=test)
 
 
-def fit(label_files: Sequence[str | Path], out: str | Path, recipe: Recipe) -> dict[str, Any]:
-    """Fit a potential, write the model file and ``OUT.json``, and return that card.
+def fit(
+    label_files: Sequence[str | Path],
+    out: str | Path,
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+) -> FitResult:
+    """Fit a potential, write the model file and its card ``OUT.json``.
+
+    The state of the fit goes to ``OUT.checkpoint`` as it runs; the same call goes on from there after any stop and
+    ends with the same bits. The file is removed at the end.
 
     Parameters
     ----------
     label_files : sequence of paths
         See :func:`maise_bridge.dataset.read_labels`.
     out : path
-        Model file, replaced if there.
+        Model file.
     recipe : Recipe
+    overwrite : bool
+        Replace `out`, and the checkpoint of another fit.
+    watch : callable, optional
+        Called with the number of each member; what it returns is called with step and objectives on training and
+        validation rows at each look at the latter.
 
     Raises
     ------
     LabelError
         If label files are wrong.
     ValueError
-        If they hold several species or too few families.
+        If there are too few families, `out` is there, or a checkpoint is of another fit.
     """
     start = time.perf_counter()
-    labels = read_labels(label_files)
+    if Path(out).exists() and not overwrite:
+        raise ValueError(f"{out} exists; pass --overwrite to replace it")
+    frozen = freeze_models([read_network(path) for path in recipe.frozen]) if recipe.frozen else None
+    labels = read_labels(label_files, filters=recipe.filters)
+    hashes = {Path(path).name: hash_labels(path) for path in label_files}
+    kept = [_sha256(path) for path in recipe.frozen]
+    checkpoint = Checkpoint.open(f"{out}.checkpoint", [asdict(recipe), hashes, kept], overwrite=overwrite)
     split = split_labels(labels, seed=recipe.split_seed, keep=recipe.keep)
-    data = prepare(labels, split)
-    results = [train(data, recipe.settings(member)) for member in range(recipe.n_members)]
-    errors = {}
+    data = prepare(labels, split, like_maise=recipe.maise is not None, frozen=frozen)
+    logger.info("tables of derivatives: %.0f MB", data.n_bytes / 1e6)
+    results = [_train_member(data, recipe, member, checkpoint, watch) for member in range(recipe.n_members)]
     merged = merge_models([result.model for result in results])
-    for part in ("train", "validation", "test"):
-        errors[part] = _errors(merged, labels, getattr(split, part))
+    parts = ("train", "validation", "test")
+    errors = {part: _errors(merged, labels, getattr(split, part)) for part in parts}
     model = merge_models([result.model for result in results], info=_header(labels, split, errors))
     write_model(model, out)
     card = {
-        "recipe": asdict(recipe),
-        "labels": {Path(path).name: _sha256(path) for path in label_files},
+        "recipe": _plain(asdict(recipe)),
+        "labels": hashes,
+        "removed": dict(labels.removed),
+        "frozen": kept,
         "members": [
             {
                 "seed": recipe.seed + member,
@@ -124,7 +206,39 @@ def fit(label_files: Sequence[str | Path], out: str | Path, recipe: Recipe) -> d
         "seconds": round(time.perf_counter() - start, 1),
     }
     _write_card(card, Path(f"{out}.json"))
-    return card
+    checkpoint.remove()
+    return FitResult(model, card, labels, split, tuple(result.history for result in results))
+
+
+def _train_member(
+    data: TrainingData, recipe: Recipe, member: int, checkpoint: Checkpoint, watch: Watch | None
+) -> TrainingResult:
+    """Fit one network, from where it was left."""
+    return train(
+        data,
+        recipe.settings(member),
+        resume=checkpoint.states.get(member),
+        save=lambda state: checkpoint.save(member, state),
+        report=None if watch is None else watch(member),
+    )
+
+
+def hash_labels(path: str | Path) -> str:
+    """SHA-256 of a label file, or of the names and contents of all files of a tree."""
+    path = Path(path)
+    if path.is_file():
+        return _sha256(path)
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(path)} {_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """The same without infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_card(card: Mapping[str, Any], path: Path) -> None:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from maise_bridge.basis import Basis, standard_basis
-from maise_bridge.dataset import Labels
-from maise_bridge.families import Split
+from maise_bridge.maise_data import initial_weights
 from maise_bridge.model_file import MaiseModel
-from maise_bridge.network import WhitenedNetwork, Whitening
-from maise_bridge.objective import Batch, ObjectiveSettings, Table, compute_tables, make_batches, objective, row_weights
+from maise_bridge.network import SpeciesNetworks
+from maise_bridge.objective import Batch, Group, MaiseObjective, Objective, ObjectiveSettings, make_batches, objective
+from maise_bridge.preparation import TrainingData
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 20  # iterations of L-BFGS between looks at the validation rows
+State = dict[str, Any]
+Report = Callable[[int, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,8 @@ class TrainingSettings:
         Looks at the validation rows (one every 20 iterations) without improvement before L-BFGS stops.
     weight_decay : float
         Factor of the sum of squared weights in whitened coordinates.
-    whitening_floor : float
-        See :meth:`maise_bridge.network.Whitening.fit`.
-    objective : ObjectiveSettings
-        How errors are weighed.
+    objective : ObjectiveSettings or MaiseObjective
+        How errors are weighed. With MAISE's the penalty covers biases too, and the start is MAISE's.
     seed : int
         Initial weights and batches.
     """
@@ -58,8 +58,7 @@ class TrainingSettings:
     n_lbfgs: int = 2000
     patience: int = 20
     weight_decay: float = 0.3
-    whitening_floor: float = 1e-6
-    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    objective: Objective = field(default_factory=ObjectiveSettings)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,20 +69,6 @@ class TrainingSettings:
             raise ValueError(
                 f"learning_rate {self.learning_rate} must be positive, weight_decay {self.weight_decay} not negative"
             )
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingData:
-    """Everything that fits with different seeds share: labels, split, descriptor tables, whitening.
-
-    Made by :func:`prepare`.
-    """
-
-    labels: Labels
-    split: Split
-    basis: Basis
-    tables: Sequence[Table]
-    whitening: Whitening
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,70 +89,51 @@ class TrainingResult:
     history: np.ndarray = field(repr=False)
 
 
-def prepare(
-    labels: Labels,
-    split: Split,
+def train(
+    data: TrainingData,
+    settings: TrainingSettings,
     *,
-    basis: Basis | None = None,
-    whitening_floor: float = 1e-6,
-    tables: Sequence[Table] | None = None,
-) -> TrainingData:
-    """Compute descriptors, their ranges and the whitening.
-
-    Parameters
-    ----------
-    labels : Labels
-        One species.
-    split : Split
-        Rows for training, validation and test; input ranges are taken over all, whitening over training rows.
-    basis : Basis, optional
-        The standard 51 functions by default.
-    whitening_floor : float
-        See :meth:`maise_bridge.network.Whitening.fit`.
-    tables : sequence of (descriptors, derivatives), optional
-        From :func:`maise_bridge.objective.compute_tables`, if at hand.
-
-    Raises
-    ------
-    ValueError
-        If the labels hold several species or a part is empty.
-    """
-    if len(labels.species) != 1:
-        raise ValueError(f"labels hold {', '.join(labels.species)}; training covers one species for now")
-    if len(split.train) < 2 or len(split.validation) < 1:
-        raise ValueError(f"{len(split.train)} rows to train on and {len(split.validation)} to validate are too few")
-    basis = basis or standard_basis(51)
-    tables = compute_tables(labels, basis) if tables is None else tables
-    maximum = np.max([table[0].max(0) for table in tables], axis=0)
-    inputs = np.concatenate([tables[row][0] for row in split.train])
-    whitening = Whitening.fit(inputs, np.where(maximum > 0, maximum, 1.0), floor=whitening_floor)
-    return TrainingData(labels, split, basis, tables, whitening)
-
-
-def train(data: TrainingData, settings: TrainingSettings, *, info: Mapping[str, str] | None = None) -> TrainingResult:
-    """Fit a network to the training rows and keep the weights that do best on the validation rows.
+    info: Mapping[str, str] | None = None,
+    resume: State | None = None,
+    save: Callable[[State], None] | None = None,
+    report: Report | None = None,
+) -> TrainingResult:
+    """Fit networks to the training rows and keep the weights that do best on the validation rows.
 
     Parameters
     ----------
     data : TrainingData
-        From :func:`prepare`.
+        From :func:`maise_bridge.preparation.prepare`.
     settings : TrainingSettings
     info : mapping, optional
         Further header entries of the model file.
+    resume : mapping, optional
+        What `save` was last called with in a fit of the same data and settings; the fit goes on from there and ends
+        with the same bits.
+    save : callable, optional
+        Called with the state of the fit after every epoch of Adam and every 20 iterations of L-BFGS.
+    report : callable, optional
+        Called with step, objective on training rows, objective on validation rows at each look at the latter.
     """
-    labels, split = data.labels, data.split
-    lowest = float(labels.energies_per_atom[split.train].min())
-    rng = torch.Generator().manual_seed(settings.seed)
-    network = WhitenedNetwork(len(data.whitening.matrix), settings.hidden, rng)
-    parts = [_Part.make(data, rows, settings, lowest) for rows in (split.train, split.validation)]
-    best = _Best(network, parts[0], parts[1])
-    _run_adam(network, parts[0], settings, best)
-    network.load_state_dict(best.state)
-    _run_lbfgs(network, parts[0], settings, best)
-    network.load_state_dict(best.state)
+    fit = _Fit(data, settings, report)
+    fit.run(resume, save or (lambda state: None))
+    split = data.split
     header = {"train energy data": str(len(split.train)), "test energy data": str(len(split.test)), **(info or {})}
-    model = network.fold(data.whitening, lowest, species=labels.species, basis=data.basis, info=header)
-    return TrainingResult(model=model, validation_loss=best.loss, history=np.array(best.history))
+    model = fit.networks.fold(data.whitenings, data.references, species=data.species, basis=data.basis, info=header)
+    return TrainingResult(model=model, validation_loss=fit.loss, history=np.array(fit.history))
+
+
+def make_networks(data: TrainingData, settings: TrainingSettings) -> SpeciesNetworks:
+    """Networks with the weights from which a fit starts."""
+    rng = torch.Generator().manual_seed(settings.seed)
+    hidden = settings.hidden if data.frozen is None else data.frozen.hidden
+    widths = [len(whitening.matrix) for whitening in data.whitenings]
+    networks = SpeciesNetworks(widths, hidden, rng).to(data.dtype)
+    if isinstance(settings.objective, MaiseObjective):
+        networks.set_weights(*initial_weights((widths[0], *hidden, 1), len(widths), settings.seed))
+    if data.frozen is not None:
+        networks.freeze(data.frozen.weights, data.frozen.biases)
+    return networks
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,36 +144,114 @@ class _Part:
     norm: float
 
     @classmethod
-    def make(cls, data: TrainingData, rows: np.ndarray, settings: TrainingSettings, lowest: float) -> _Part:
-        chosen = data.labels.select(rows)
-        tables = [data.tables[row] for row in rows]
-        batches = make_batches(chosen, tables, data.whitening, settings.objective, lowest=lowest)
-        return cls(batches, float(row_weights(chosen, settings.objective, lowest)[0].sum()))
+    def make(cls, data: TrainingData, groups: Sequence[Group], settings: TrainingSettings) -> _Part:
+        zeros, above = data.zeros, data.above
+        return cls(*make_batches(data.labels, groups, settings.objective, zeros=zeros, above=above))
 
-    def loss(self, network: WhitenedNetwork) -> Tensor:
-        return objective(network, self.batches) / self.norm
+    def loss(self, networks: SpeciesNetworks) -> Tensor:
+        return objective(networks, self.batches) / self.norm
 
 
-class _Best:
-    """The weights that did best on the validation rows, and how the fit went."""
+class _Fit:
+    """Networks on their way, the weights that did best on the validation rows so far, and how it went."""
 
-    def __init__(self, network: WhitenedNetwork, train: _Part, validation: _Part) -> None:
-        self.parts = (train, validation)
+    def __init__(self, data: TrainingData, settings: TrainingSettings, report: Report | None) -> None:
+        self.settings = settings
+        self.networks = make_networks(data, settings)
+        self.parameters = self.networks.free_parameters()
+        self.train, self.validation = (_Part.make(data, part, settings) for part in (data.train, data.validation))
         self.loss = math.inf
+        self.best: State = {}
         self.history: list[tuple[float, float, float]] = []
-        self.note(network, 0)
+        self.report = report
 
-    def note(self, network: WhitenedNetwork, step: int) -> bool:
-        """Look at the validation rows; True if the network improved."""
+    def run(self, resume: State | None, save: Callable[[State], None]) -> None:
+        """Adam, then L-BFGS from the best weights, each from where it was left."""
+        state = resume or {"stage": "start"}
+        if resume is None:
+            self._look(0)
+        else:
+            self.networks.load_state_dict(state["networks"])
+            self.loss, self.best, self.history = state["loss"], state["best"], list(state["history"])
+        if state["stage"] in ("start", "adam"):
+            self._run_adam(state if state["stage"] == "adam" else None, save)
+            self.networks.load_state_dict(self.best)
+        if state["stage"] != "done":
+            self._run_lbfgs(state if state["stage"] == "lbfgs" else None, save)
+        self.networks.load_state_dict(self.best)
+        save(self._state("done"))
+
+    def _state(self, stage: str, **more: Any) -> State:
+        kept = {"loss": self.loss, "best": self.best, "history": self.history}
+        return {"stage": stage, "networks": self.networks.state_dict(), **kept, **more}
+
+    def _look(self, step: int) -> bool:
+        """Look at the validation rows; True if the networks improved."""
         with torch.no_grad():
-            train, validation = (float(part.loss(network)) for part in self.parts)
+            train, validation = (float(part.loss(self.networks)) for part in (self.train, self.validation))
         self.history.append((step, train, validation))
         logger.info("step %d: objective %.4f (training) %.4f (validation)", step, train, validation)
+        if self.report is not None:
+            self.report(step, train, validation)
         improved = validation < self.loss
         if improved:
             self.loss = validation
-            self.state = {name: value.clone() for name, value in network.state_dict().items()}
+            self.best = {name: value.clone() for name, value in self.networks.state_dict().items()}
         return improved
+
+    def _penalty(self) -> Tensor:
+        settings = self.settings
+        return settings.weight_decay * self.networks.penalty(biases=isinstance(settings.objective, MaiseObjective))
+
+    def _run_adam(self, state: State | None, save: Callable[[State], None]) -> None:
+        settings = self.settings
+        rng = torch.Generator().manual_seed(settings.seed + 1)
+        n_rows = sum(len(batch) for batch in self.train.batches)
+        n_steps = settings.n_epochs * math.ceil(n_rows / settings.batch_size)
+        optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, max(1, n_steps), eta_min=settings.learning_rate / 500
+        )
+        if state is not None:
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+            rng.set_state(state["rng"])
+        for epoch in range(0 if state is None else state["epoch"], settings.n_epochs):
+            for part in _mixed_batches(self.train.batches, settings.batch_size, rng):
+                share = sum(len(batch) for batch in part) / n_rows
+                optimizer.zero_grad()
+                loss = objective(self.networks, part) / (share * self.train.norm) + self._penalty()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.parameters, 100.0)
+                optimizer.step()
+                schedule.step()
+            if epoch % 5 == 4 or epoch == settings.n_epochs - 1:
+                self._look(epoch + 1)
+            states = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "rng": rng.get_state()}
+            save(self._state("adam", epoch=epoch + 1, **states))
+
+    def _run_lbfgs(self, state: State | None, save: Callable[[State], None]) -> None:
+        settings = self.settings
+        optimizer = torch.optim.LBFGS(
+            self.parameters, max_iter=_CHUNK, history_size=50, line_search_fn="strong_wolfe", tolerance_grad=1e-9
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = self.train.loss(self.networks) + self._penalty()
+            loss.backward()
+            return loss
+
+        start, first, worse = int(self.history[-1][0]), 0, 0
+        if state is not None:
+            optimizer.load_state_dict(state["optimizer"])
+            start, first, worse = state["start"], state["chunk"], state["worse"]
+        for chunk in range(first, math.ceil(settings.n_lbfgs / _CHUNK)):
+            if worse == settings.patience:
+                break
+            optimizer.step(closure)
+            worse = 0 if self._look(start + (chunk + 1) * _CHUNK) else worse + 1
+            save(self._state("lbfgs", optimizer=optimizer.state_dict(), start=start, chunk=chunk + 1, worse=worse))
 
 
 def _mixed_batches(batches: Sequence[Batch], size: int, rng: torch.Generator) -> Iterator[list[Batch]]:
@@ -215,44 +259,3 @@ def _mixed_batches(batches: Sequence[Batch], size: int, rng: torch.Generator) ->
     places = torch.tensor([(i, k) for i, batch in enumerate(batches) for k in range(len(batch))])
     for chosen in places[torch.randperm(len(places), generator=rng)].split(size):
         yield [batches[i].take(chosen[chosen[:, 0] == i, 1]) for i in torch.unique(chosen[:, 0]).tolist()]
-
-
-def _run_adam(network: WhitenedNetwork, train: _Part, settings: TrainingSettings, best: _Best) -> None:
-    rng = torch.Generator().manual_seed(settings.seed + 1)
-    n_rows = sum(len(batch) for batch in train.batches)
-    n_steps = settings.n_epochs * math.ceil(n_rows / settings.batch_size)
-    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, max(1, n_steps), eta_min=settings.learning_rate / 500
-    )
-    for epoch in range(settings.n_epochs):
-        for part in _mixed_batches(train.batches, settings.batch_size, rng):
-            share = sum(len(batch) for batch in part) / n_rows
-            optimizer.zero_grad()
-            loss = objective(network, part) / (share * train.norm) + settings.weight_decay * network.penalty()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 100.0)
-            optimizer.step()
-            schedule.step()
-        if epoch % 5 == 4 or epoch == settings.n_epochs - 1:
-            best.note(network, epoch + 1)
-
-
-def _run_lbfgs(network: WhitenedNetwork, train: _Part, settings: TrainingSettings, best: _Best) -> None:
-    optimizer = torch.optim.LBFGS(
-        network.parameters(), max_iter=_CHUNK, history_size=50, line_search_fn="strong_wolfe", tolerance_grad=1e-9
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = train.loss(network) + settings.weight_decay * network.penalty()
-        loss.backward()
-        return loss
-
-    start, worse = best.history[-1][0], 0
-    for number in range(math.ceil(settings.n_lbfgs / _CHUNK)):
-        optimizer.step(closure)
-        improved = best.note(network, int(start) + (number + 1) * _CHUNK)
-        worse = 0 if improved else worse + 1
-        if worse == settings.patience:
-            break

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -22,9 +25,10 @@ from maise_bridge.committee import merge_models
 from maise_bridge.dataset import LabelError, Labels, read_labels
 from maise_bridge.evaluation import residuals, window_errors
 from maise_bridge.families import Split, crystal_features, find_families, split_families
-from maise_bridge.network import WhitenedNetwork, Whitening
+from maise_bridge.network import Whitening
 from maise_bridge.objective import ObjectiveSettings, compute_tables, make_batches, objective
-from maise_bridge.training import TrainingSettings, prepare, train
+from maise_bridge.preparation import prepare
+from maise_bridge.training import TrainingSettings, make_networks, train
 
 PARENTS = ("diamond", "fcc", "bcc", "sc", "hcp")
 
@@ -166,20 +170,22 @@ def test_split_refuses_impossible_shares() -> None:
         split_families(np.arange(10), validation=0.5, test=0.6, rng=np.random.default_rng(0))
 
 
-def test_gradient_of_the_objective(labels: Labels, tables) -> None:
-    data = prepare(labels, SPLIT, tables=tables)
-    batches = make_batches(labels, tables, data.whitening, ObjectiveSettings(), lowest=-1.0, dtype=torch.float64)
-    network = WhitenedNetwork(len(data.whitening.matrix), (4, 3), torch.Generator().manual_seed(3)).double()
-    loss = objective(network, batches)
+def test_gradient_of_the_objective(labels: Labels) -> None:
+    data = prepare(labels, SPLIT, like_maise=True)  # in float64
+    networks = make_networks(data, FAST)
+    batches, norm = make_batches(labels, data.train, ObjectiveSettings(), zeros=data.zeros, above=data.above)
+    assert norm > 0
+    loss = objective(networks, batches)
     loss.backward()
     step = 1e-5
-    for parameter in network.parameters():
+    for parameter in networks.parameters():
+        assert parameter.grad is not None
         place = np.unravel_index(int(parameter.grad.abs().argmax()), parameter.shape)
         values = []
         with torch.no_grad():
             for sign in (1, -1):
                 parameter[place] += sign * step
-                values.append(float(objective(network, batches)))
+                values.append(float(objective(networks, batches)))
                 parameter[place] -= sign * step
         # central differences: error ~ step² of the third derivative
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(float(parameter.grad[place]), rel=1e-6)
@@ -187,12 +193,12 @@ def test_gradient_of_the_objective(labels: Labels, tables) -> None:
 
 def test_folded_network_is_the_same_function(labels: Labels, tables) -> None:
     data = prepare(labels, SPLIT, tables=tables)
-    network = WhitenedNetwork(len(data.whitening.matrix), (4, 3), torch.Generator().manual_seed(3)).double()
-    model = network.fold(data.whitening, -5.0, species=("Si",), basis=data.basis, info={})
+    networks, whitening = make_networks(data, FAST).double(), data.whitenings[0]
+    model = networks.fold(data.whitenings, np.array([-5.0]), species=("Si",), basis=data.basis, info={})
     row = 3
-    inputs = torch.as_tensor(data.whitening.inputs(tables[row][0]))[None]
-    derivatives = torch.as_tensor(data.whitening.derivatives(tables[row][1].astype(float)))[None]
-    energies, slopes = network(inputs, derivatives)
+    inputs = torch.as_tensor(whitening.inputs(tables[row][0]))[None]
+    derivatives = torch.as_tensor(whitening.derivatives(tables[row][1].astype(float)))[None]
+    energies, slopes = networks([inputs], [derivatives])
     found = MaisePotential(model, core_repulsion=False).evaluate([labels.structures[row]])[0]
     n_atoms = len(labels.structures[row])
     assert found.energy == pytest.approx(float(energies.detach()) - 5.0 * n_atoms, abs=1e-9)
@@ -239,14 +245,38 @@ def test_merged_model_is_the_mean(labels: Labels, tables) -> None:
     assert merge_models([models[0], train(shallow, settings[0]).model]).architecture == (51, 8, 6, 1)
 
 
-def test_several_species_are_refused(labels: Labels) -> None:
-    mixed = labels.select(range(4))
-    mixed.structures[0].numbers[0] = 50
-    try:
-        with pytest.raises(ValueError, match="labels hold Si, Sn; training covers one species"):
-            prepare(mixed, SPLIT)
-    finally:
-        mixed.structures[0].numbers[0] = 14
+def test_a_fit_goes_on_with_the_same_bits(labels: Labels, tables) -> None:
+    data = prepare(labels, SPLIT, tables=tables)
+    states = []
+    whole = train(data, FAST, save=lambda state: states.append(io.BytesIO()) or torch.save(state, states[-1]))
+    assert [torch.load(state.seek(0) or state)["stage"] for state in states] == [*2 * ["adam"], *2 * ["lbfgs"], "done"]
+    for state in states:
+        state.seek(0)
+        again = train(data, FAST, resume=torch.load(state, weights_only=True))
+        assert again.model.unique_id == whole.model.unique_id
+        np.testing.assert_array_equal(again.history, whole.history)
+
+
+def test_a_killed_command_goes_on(label_file: str, tmp_path) -> None:
+    command = ["train", label_file, "--hidden", "3", "2", "--epochs", "1", "--iterations", "260"]
+    assert main([*command, "--out", str(tmp_path / "whole.model")]) == 0
+    out = tmp_path / "killed.model"
+    checkpoint = tmp_path / "killed.model.checkpoint"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "maise_bridge", *command, "--out", str(out)], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "step 101" in line:
+            process.kill()
+            break
+    process.communicate()
+    assert checkpoint.exists()
+    assert not out.exists()
+    assert main([*command, "--out", str(out), "--seed", "1"]) == 2  # another fit
+    assert main([*command, "--out", str(out)]) == 0
+    assert not checkpoint.exists()
+    assert out.read_bytes() == (tmp_path / "whole.model").read_bytes()
 
 
 def test_command_line(label_file: str, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
