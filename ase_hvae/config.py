@@ -56,6 +56,16 @@ class RunConfig:
     )
     potential: str = option("silicon", "MAISE model: a shipped name or a model file")
     workers: int = option(0, "worker processes; 0: one per core", minimum=0)
+    executor: str = option(
+        "processes", "where candidates are worked on: processes, dask or a scheduler as tcp://host:8786"
+    )
+    time_limit: float | None = option(
+        None,
+        "longest time in one stage for a candidate, or a batch of 32, in a worker process; default: 600 with maise, "
+        "none with others; 0: none",
+        unit="s",
+        minimum=0.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -106,12 +116,26 @@ class RelaxConfig:
 
 @dataclass(frozen=True)
 class PhononConfig:
-    """Dynamical stability of the best candidates."""
+    """Dynamical stability of the best candidates, and the crystals that soft modes of unstable ones lead to."""
 
     n_phonons: int = option(30, "lowest candidates checked for phonon stability", minimum=0)
     phonon_window: float = option(300.0, "check only candidates this far above the reference", unit="meV/atom")
     min_length: float = option(10.0, "shortest supercell length", unit="Å", above=0.0)
     displacement: float = option(0.01, "displacement of atoms", unit="Å", above=0.0)
+    children_depth: int = option(
+        1, "generations of children, one for each unstable candidate, along its softest mode; 0: none", minimum=0
+    )
+    child_atoms: int = option(32, "most atoms of a child before its symmetry is found", minimum=1)
+    temperature: float | None = option(
+        None, "temperature of the free energy of stable candidates; default: none", unit="K", minimum=0.0
+    )
+
+
+@dataclass(frozen=True)
+class ElasticityConfig:
+    """Elastic tensors of the best candidates without soft phonons."""
+
+    n_elastic: int = option(10, "lowest phonon-stable candidates whose elastic tensor is computed", minimum=0)
 
 
 CALCULATOR_TABLES = ("vasp", "espresso", "gpaw")
@@ -122,6 +146,7 @@ STAGES: dict[str, type] = {
     "symmetry": SymmetryConfig,
     "relax": RelaxConfig,
     "phonons": PhononConfig,
+    "elasticity": ElasticityConfig,
 }
 
 
@@ -139,6 +164,7 @@ class GenerateConfig:
     symmetry: SymmetryConfig = SymmetryConfig()
     relax: RelaxConfig = RelaxConfig()
     phonons: PhononConfig = PhononConfig()
+    elasticity: ElasticityConfig = ElasticityConfig()
     vasp: dict[str, Any] = field(default_factory=dict)
     espresso: dict[str, Any] = field(default_factory=dict)
     gpaw: dict[str, Any] = field(default_factory=dict)

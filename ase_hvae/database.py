@@ -21,9 +21,9 @@ from ase.io import write
 from ase_hvae.candidate import Candidate
 from ase_hvae.errors import RunFolderError
 
-_ARRAYS = ("latent", "target_rdf", "rdf", "frequencies")
+_ARRAYS = ("latent", "target_rdf", "rdf", "frequencies", "elastic_tensor")
 _CALCULATED = ("energy", "forces", "stress")
-_TEXTS = ("failure", "phonon_failure")  # free text could read like a number, which ase.db refuses as a key
+_TEXTS = ("failure", "phonon_failure", "child_failure", "elastic_failure")  # free text could read like a number, which ase.db refuses as a key
 
 
 class CandidateDatabase:
@@ -76,16 +76,24 @@ class CandidateDatabase:
         """Make the empty database beside its place and move it there: no reader or killed run meets half of one."""
         partial = self.path.with_name(f".part.{self.path.name}")
         partial.unlink(missing_ok=True)
-        connect(partial, use_lock_file=False).count()
-        partial.replace(self.path)
+        with _said_clearly(self.path):
+            connect(partial, use_lock_file=False).count()
+            partial.replace(self.path)
 
     @contextmanager
     def _opened(self) -> Iterator[Database]:
-        try:
+        with _said_clearly(self.path):
             yield connect(self.path, use_lock_file=False)
-        except sqlite3.OperationalError as error:
-            remedy = "free space, or end the other program that uses it, then add --resume to go on"
-            raise RunFolderError(f"cannot use {self.path}: {error}; {remedy}") from error
+
+
+@contextmanager
+def _said_clearly(path: Path) -> Iterator[None]:
+    """Tell what to do if a file of a run cannot be used."""
+    try:
+        yield
+    except (sqlite3.OperationalError, OSError) as error:
+        remedy = "free space, or end the other program that uses it, then add --resume to go on"
+        raise RunFolderError(f"cannot use {path}: {error}; {remedy}") from error
 
 
 def _to_row(candidate: Candidate) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -109,8 +117,8 @@ def _from_row(row: AtomsRow) -> Candidate:
     values = {name: value for name, value in row.key_value_pairs.items() if name in names}
     values.update({name: value for name, value in row.data.items() if name in names})
     values.update({name: row.get(name) for name in _CALCULATED})
-    if "stable" in values:
-        values["stable"] = bool(values["stable"])
+    for name in {"stable", "mechanically_stable"} & values.keys():
+        values[name] = bool(values[name])
     atoms = row.toatoms()
     atoms.calc = None
     return Candidate(index=row.get("candidate"), atoms=atoms, **values)
@@ -141,13 +149,19 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file; name a folder for the run")
         found = [path.name for path in self._contents() if path.exists()]
+        if found and not (resume or overwrite or self.config.exists()):
+            raise RunFolderError(
+                f"{self.path} holds remains of a run without its options ({', '.join(found)}): it was stopped while it "
+                "began or was replaced; add --overwrite, or choose another folder with --out"
+            )
         if found and not (resume or overwrite):
             raise RunFolderError(
                 f"{self.path} holds a run already ({', '.join(found)}); add --resume to go on with it, --overwrite to "
                 "replace it, or choose another folder with --out"
             )
         if resume and not self.config.exists():
-            raise RunFolderError(f"{self.path} holds no run to resume (no {self.config.name}); leave --resume out")
+            remedy = "add --overwrite instead of --resume" if found else "leave --resume out"
+            raise RunFolderError(f"{self.path} holds no run to resume (no {self.config.name}); {remedy}")
 
     @property
     def database(self) -> Path:
@@ -175,7 +189,8 @@ class RunFolder:
         return [self.database, self.config, self.log, *(self.path / name for name in names)]
 
     def clear(self) -> None:
-        """Remove what an earlier run left, and nothing else; make the folder."""
+        """Remove what an earlier run left, its options first, and nothing else; make the folder."""
+        self.config.unlink(missing_ok=True)
         for path in self._contents():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -191,9 +206,17 @@ class RunFolder:
         """Write ``calculator.json``: which calculator the run uses, from its start on."""
         self._write_json("calculator.json", record)
 
-    def read_calculator(self) -> dict[str, Any]:
-        """Record of the calculator of the run; raises `RunFolderError` if there is none."""
+    def read_calculator(self) -> dict[str, Any] | None:
+        """Record of the calculator of the run; None if it was stopped before it had one.
+
+        Raises
+        ------
+        RunFolderError
+            If the file cannot be read, or candidates are there without it.
+        """
         file = self.path / "calculator.json"
+        if not file.exists() and not self.database.exists():
+            return None
         try:
             return json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -212,14 +235,17 @@ class RunFolder:
 
     def write_structures(self, candidates: list[Candidate]) -> None:
         """Write the relaxed crystals as ``structures/<rank>_<candidate>_<space group>.cif``."""
-        folder = self.path / "structures"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder, temporary = self.path / "structures", self.path / ".structures.part"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
         for place, candidate in enumerate(candidates, start=1):
-            write(folder / f"{place:03d}_{candidate.index:05d}_{candidate.spacegroup}.cif", candidate.atoms)
+            write(temporary / f"{place:03d}_{candidate.index:05d}_{candidate.spacegroup}.cif", candidate.atoms)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
 
     def _write_json(self, name: str, content: Mapping[Any, Any]) -> None:
         """Replace a file in one step: a killed run leaves the old or the new one, never half of it."""
         temporary = self.path / f".{name}.part"
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.path / name)
+        with _said_clearly(self.path / name):
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(self.path / name)

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,14 +21,16 @@ from ase_hvae.candidate import Candidate
 from ase_hvae.config import GenerateConfig, read_config, write_config
 from ase_hvae.database import CandidateDatabase, RunFolder
 from ase_hvae.errors import ConfigError
+from ase_hvae.executors import Executor, LocalExecutor, Lost, check_executor, count_workers, open_executor
 from ase_hvae.funnel import Funnel
 from ase_hvae.progress import track
 from ase_hvae.ranking import rank
 from ase_hvae.replicas import Replica
 from ase_hvae.summary import summarize
-from ase_hvae.workers import Workers, count_workers
 
 logger = logging.getLogger(__name__)
+
+TIME_LIMIT = 600.0  # seconds for one call of a stage with the native potential, which takes seconds
 
 
 def generate(
@@ -71,15 +73,16 @@ def generate(
         config = _resumed_config(folder, config, options)
     else:
         config = (config or GenerateConfig()).with_options(**options)
+    check_executor(config.run.executor)
     funnel = Funnel.open(config, calc, directory=folder.calculator_runs)
     if resume:
         _check_calculator(folder, funnel.record)
     else:
         folder.clear()
-        folder.write_calculator(asdict(funnel.record))
         write_config(config, folder.config)
+        folder.write_calculator(asdict(funnel.record))
     clock = _Clock()
-    with _log_to(folder.log), _workers(funnel, folder, share=calc is None) as workers:
+    with _log_to(folder.log), _executor(funnel, folder, share=calc is None) as workers:
         logger.info("ase-hvae %s, seed %d, calculator %s", ase_hvae.__version__, config.run.seed, funnel.record)
         for refusal in funnel.record.refused:
             logger.info("calculator not used: %s", refusal)
@@ -103,23 +106,27 @@ def generate(
     return ranked
 
 
-def _workers(funnel: Funnel, folder: RunFolder, *, share: bool) -> Workers:
-    """Worker processes that open the same run; a calculator handed in by the user stays in this process."""
-    config = funnel.source.config
-    n_workers = count_workers(config.run.workers) if share else 1
-    if n_workers == 1:
-        return Workers(lambda: funnel, 1)
+def _executor(funnel: Funnel, folder: RunFolder, *, share: bool) -> Executor:
+    """Workers that open the same run; a calculator handed in by the user stays in this process."""
+    run = funnel.source.config.run
+    n_workers = count_workers(run.workers)
+    if not share or (n_workers == 1 and run.executor == "processes"):
+        return LocalExecutor(funnel)
     name, directory = funnel.record.name, folder.calculator_runs
-    return Workers(functools.partial(Funnel.open, config, calculator=name, directory=directory), n_workers)
+    make = functools.partial(Funnel.open, funnel.source.config, calculator=name, directory=directory)
+    limit = run.time_limit
+    if limit is None:
+        limit = TIME_LIMIT if name == "maise" else 0.0
+    return open_executor(run.executor, make, n_workers, time_limit=limit)
 
 
-def _reconstruct(funnel: Funnel, workers: Workers, database: CandidateDatabase, folder: RunFolder) -> dict[str, int]:
+def _reconstruct(funnel: Funnel, workers: Executor, database: CandidateDatabase, folder: RunFolder) -> dict[str, int]:
     """Fill the database, replica after replica, until it holds the wanted number of candidates."""
     finished = folder.finished_replicas()
     missing = funnel.source.config.run.n - sum(candidate.replica in finished for candidate in database.read())
     if missing > 0:
         replicas = (replica for replica in funnel.source.replicas() if replica.index not in finished)
-        for replica, candidates, counts in _until(workers.map("crystals", replicas, ordered=True), missing):
+        for replica, candidates, counts in _until(_found(workers, replicas), missing):
             _write(database, candidates)
             finished[replica.index] = counts | {"candidates": len(candidates)}
             folder.write_finished_replicas(finished)
@@ -130,6 +137,17 @@ def _reconstruct(funnel: Funnel, workers: Workers, database: CandidateDatabase, 
 
 
 Found = tuple[Replica, list[Candidate], dict[str, int]]
+
+
+def _found(workers: Executor, replicas: Iterable[Replica]) -> Iterator[Found]:
+    """Candidates of replicas in order; a replica whose worker is lost is tried once more, alone."""
+    for replica, result in workers.map("crystals", replicas, ordered=True):
+        if isinstance(result, Lost):
+            _, result = next(iter(workers.map("crystals", [replica])))
+        if isinstance(result, Lost):
+            logger.warning("replica %d gives nothing: %s", replica.index, result.reason)
+            result = replica, [], {"lost_replicas": 1}
+        yield result
 
 
 def _until(results: Iterator[Found], wanted: int) -> Iterator[Found]:
@@ -152,17 +170,38 @@ def _waiting(database: CandidateDatabase, stage: str) -> list[Candidate]:
 
 
 def _advance(
-    task: str, waiting: list[Candidate], workers: Workers, database: CandidateDatabase, *, together: int = 1
+    task: str, waiting: list[Candidate], workers: Executor, database: CandidateDatabase, *, together: int = 1
 ) -> None:
-    """Apply a task to candidates, some together, writing them as they come back."""
+    """Apply a task to candidates, some together, writing them as they come back.
+
+    Those whose worker is lost are tried once more, each alone, so that only the one that is to blame fails.
+    """
     parts = [waiting[first : first + together] for first in range(0, len(waiting), together)]
     with track(task, len(waiting)) as advance:
-        for finished in workers.map(task, parts):
+
+        def record(finished: Sequence[Candidate]) -> None:
             for candidate in finished:
                 if candidate.failure:
                     logger.info("candidate %d failed in %s: %s", candidate.index, task, candidate.failure)
                 database.write(candidate)
             advance(len(finished))
+
+        lost: list[Candidate] = []
+        for part, result in workers.map(task, parts):
+            if isinstance(result, Lost):
+                logger.warning("%d candidates are tried again in %s: %s", len(part), task, result.reason)
+                lost += part
+            else:
+                record(result)
+        for part, result in workers.map(task, [[candidate] for candidate in lost]):
+            record([_without(task, part[0], result.reason)] if isinstance(result, Lost) else result)
+
+
+def _without(task: str, candidate: Candidate, reason: str) -> Candidate:
+    """The candidate when a stage gave no result; without phonons it stays in the ranking."""
+    if task == "phonons":
+        return candidate.evolve(stage=task, phonon_failure=reason)
+    return candidate.failed(task, reason)
 
 
 def _write(database: CandidateDatabase, candidates: Iterable[Candidate]) -> None:
@@ -194,6 +233,9 @@ def _resumed_config(folder: RunFolder, config: GenerateConfig | None, options: d
 def _check_calculator(folder: RunFolder, record: CalculatorRecord) -> None:
     """Refuse to go on with another calculator than the run began with: their energies have nothing in common."""
     before, after = folder.read_calculator(), json.loads(json.dumps(asdict(record)))
+    if before is None:
+        folder.write_calculator(asdict(record))
+        return
     changed = [
         f"{name} was {before.get(name)!r}, is {after[name]!r}"
         for name in after

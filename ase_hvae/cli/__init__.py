@@ -38,8 +38,6 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run_command(command: str, function: Callable[[], None], *, traceback: bool = False) -> None:
     """Run a command with its log on standard error; expected errors end it with one line and exit code 2."""
-    from concurrent.futures.process import BrokenProcessPool
-
     from ase.calculators.calculator import CalculatorError
 
     from ase_hvae.errors import AseHvaeError
@@ -62,9 +60,6 @@ def run_command(command: str, function: Callable[[], None], *, traceback: bool =
         if traceback:
             raise
         fail(command, error)
-    except BrokenProcessPool:
-        print(f"ase-hvae {command}: a worker process died (out of memory?); go on with --resume", file=sys.stderr)
-        sys.exit(1)
     finally:
         logger.removeHandler(handler)
 
