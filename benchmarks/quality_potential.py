@@ -1,9 +1,10 @@
-"""Measure a silicon potential: diamond, its phonons, the known crystals, holes.
+"""Measure a silicon potential: diamond, its phonons, the known crystals, held-out labels, holes.
 
     OMP_NUM_THREADS=1 python benchmarks/quality_potential.py [MODEL] [--largest 24] [--random 200]
 
-Prints a Markdown table and writes benchmarks/results/quality_potential.json. PBE values are of GPAW at dense k, see
-maise_bridge/models/README.md.
+Prints Markdown tables and writes benchmarks/results/quality_potential.json. PBE values are of GPAW at dense k, see
+maise_bridge/models/README.md. With matscipy (pip install matscipy) the same numbers by the potentials of Stillinger and
+Weber (Phys. Rev. B 31, 5262, 1985) and Tersoff (Phys. Rev. B 39, 5566, 1989) stand beside them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import Calculator, CalculatorError
 from ase.eos import EquationOfState
+from ase.io import read
 from ase.units import GPa
 from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
@@ -35,7 +37,17 @@ from maise_bridge import MaiseCalculator
 from maise_bridge.calculator import find_model
 
 ROOT = Path(__file__).parents[1]
+PBE_DIAMOND = -5.3978  # eV/atom, GPAW, converged in k
 PBE = {"lattice_constant": 5.47, "bulk_modulus": 89.0, "c11": 152, "c12": 57, "c44": 73, "gamma_optical": 15.1}
+PBE_PHASES = {
+    "lonsdaleite": 11,
+    "bc8": 158,
+    "beta-Sn": 292,
+    "simple hexagonal": 308,
+    "hcp": 506,
+    "bcc": 524,
+    "fcc": 539,
+}  # meV/atom above diamond
 
 
 def diamond_numbers(calc: Calculator) -> tuple[dict[str, float], float]:
@@ -101,6 +113,49 @@ def known_numbers(calc: Calculator, diamond: float, largest: int) -> list[dict[s
     return sorted(rows, key=lambda row: row["energy_above"])
 
 
+def reference_calculators() -> dict[str, Calculator]:
+    """Published silicon potentials by matscipy; none without it."""
+    try:
+        from matscipy.calculators.manybody import Manybody
+        from matscipy.calculators.manybody.explicit_forms import StillingerWeber, TersoffBrenner
+        from matscipy.calculators.manybody.explicit_forms.stillinger_weber import Stillinger_Weber_PRB_31_5262_Si
+        from matscipy.calculators.manybody.explicit_forms.tersoff_brenner import Tersoff_PRB_39_5566_Si_C
+    except ImportError:
+        return {}
+    return {
+        "Stillinger-Weber": Manybody(**StillingerWeber(Stillinger_Weber_PRB_31_5262_Si)),
+        "Tersoff": Manybody(**TersoffBrenner(Tersoff_PRB_39_5566_Si_C)),
+    }
+
+
+def label_errors(calc: Calculator, diamond: float, card: dict[str, Any], window: float = 1.0) -> dict[str, float]:
+    """Root mean square errors on held-out rows up to `window` above diamond; energies in eV/atom, forces in eV/Å."""
+    held_out = set(card["split"]["test"])
+    energies, forces = [], []
+    for path in sorted({source.rpartition(", structure ")[0] for source in held_out}):
+        rows = read(ROOT / "maise_bridge" / "models" / Path(path).name, ":")
+        for number, atoms in enumerate(rows):
+            above = atoms.get_potential_energy() / len(atoms) - PBE_DIAMOND
+            if f"{path}, structure {number}" not in held_out or above > window:
+                continue
+            bare = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
+            bare.calc = calc
+            energies.append(bare.get_potential_energy() / len(bare) - diamond - above)
+            forces.append((bare.get_forces() - atoms.get_forces()).ravel())
+    return {
+        "n": len(energies),
+        "energy": float(np.sqrt(np.mean(np.square(energies)))),
+        "forces": float(np.sqrt(np.mean(np.square(np.concatenate(forces))))),
+    }
+
+
+def measure(calc: Calculator, largest: int, card: dict[str, Any] | None) -> dict[str, Any]:
+    """All numbers of one potential that do not need random crystals."""
+    numbers, energy = diamond_numbers(calc)
+    found = {"diamond": numbers, "diamond_energy": energy, "known": known_numbers(calc, energy, largest)}
+    return found | ({} if card is None else {"held_out": label_errors(calc, energy, card)})
+
+
 def random_crystal(rng: np.random.Generator) -> Atoms:
     """Random symmetric crystal of 1-12 atoms, rattled, from dense (10 Å3 an atom) to dilute (45)."""
     while True:
@@ -147,11 +202,27 @@ def random_numbers(calc: Calculator, diamond: float, count: int, seed: int) -> d
     }
 
 
+def comparison(result: dict[str, Any]) -> list[str]:
+    """Table of the model beside other potentials and PBE."""
+    columns = {"this model": result, **result["references"]}
+    lines = [f"| quantity | {' | '.join(columns)} | PBE |", "|---" * (len(columns) + 2) + "|"]
+    for name in result["diamond"]:
+        values = " | ".join(f"{column['diamond'][name]:.3f}" for column in columns.values())
+        lines.append(f"| diamond {name.replace('_', ' ')} | {values} | {PBE.get(name, '')} |")
+    for name, wanted in PBE_PHASES.items():
+        found = [next((r for r in column["known"] if r["name"] == name), None) for column in columns.values()]
+        texts = ["-" if row is None else f"{1e3 * row['energy_above']:.0f}" for row in found]
+        lines.append(f"| {name}, meV/atom above diamond | {' | '.join(texts)} | {wanted} |")
+    if "held_out" in result:
+        for name, title, factor in (("energy", "meV/atom", 1e3), ("forces", "eV/Å", 1.0)):
+            values = " | ".join(f"{factor * column['held_out'][name]:.3g}" for column in columns.values())
+            lines.append(f"| held-out {name}, {result['held_out']['n']} rows, {title} | {values} | 0 |")
+    return lines
+
+
 def markdown(result: dict[str, Any]) -> str:
-    """Table of the numbers."""
-    lines = ["| quantity | model | PBE |", "|---|---|---|"]
-    for name, value in result["diamond"].items():
-        lines.append(f"| diamond {name.replace('_', ' ')} | {value:.3f} | {PBE.get(name, '')} |")
+    """Tables of the numbers."""
+    lines = comparison(result)
     lines += ["", "| crystal | atoms | meV/atom above diamond | volume change |", "|---|---|---|---|"]
     for row in result["known"]:
         change = f"{100 * row['volume_change']:+.1f} %" if "volume_change" in row else row["failure"]
@@ -176,17 +247,18 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="pyxtal|pymatgen|ase.eos")
     path = find_model(options.model)
+    card_file = path.with_name(path.name + ".json")
+    card = json.loads(card_file.read_text()) if card_file.exists() else None
     calc = MaiseCalculator(path)
-    numbers, energy = diamond_numbers(calc)
+    numbers = measure(calc, options.largest, card)
     sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     result = {
         "model": path.name,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "git": sha.stdout.strip(),
-        "diamond": numbers,
-        "diamond_energy": energy,
-        "known": known_numbers(calc, energy, options.largest),
-        "random": random_numbers(calc, energy, options.random, options.seed),
+        **numbers,
+        "references": {name: measure(other, 8, card) for name, other in reference_calculators().items()},
+        "random": random_numbers(calc, numbers["diamond_energy"], options.random, options.seed),
     }
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
