@@ -25,7 +25,12 @@ class Candidate:
     status : str
         ``pending`` while stages remain, then ``ranked``, ``duplicate`` or ``failed``.
     stage : str
-        Last stage reached: reconstruct, symmetrize, relax, compare, phonons or rank.
+        Last stage reached: reconstruct, symmetrize, relax, compare, phonons, elasticity or rank.
+    parent : int or None
+        Index of the unstable candidate whose soft mode leads here; None for a reconstructed crystal. A child has the
+        replica, latent and target of its parent, and as initial space group that of its parent.
+    depth : int
+        How many soft modes were followed; 0 for a reconstructed crystal.
     latent : np.ndarray
         Latent vector of the replica; shape (latent_dim,).
     target_rdf : np.ndarray
@@ -52,6 +57,16 @@ class Candidate:
         Phonon frequencies on the mesh; THz, imaginary ones negative; shape (n_q, n_bands).
     stable : bool or None
         Phonon verdict; None if not checked.
+    zero_point_energy, harmonic_free_energy : float or None
+        Of the phonons of a stable crystal, the second at the temperature asked for; eV/atom.
+    phonon_failure, child_failure, elastic_failure : str or None
+        Why there are no phonons, no child of an unstable crystal or no elastic tensor; the candidate stays.
+    mechanically_stable : bool or None
+        Whether the elastic tensor is positive definite (Born's criteria); None if not checked.
+    elastic_tensor : np.ndarray or None
+        In the axes of ``atoms``, Voigt order xx yy zz yz xz xy; eV/Å³; shape (6, 6).
+    bulk_modulus, shear_modulus : float or None
+        Hill averages of a mechanically stable crystal; eV/Å³.
     failure : str or None
         Why the candidate left the funnel.
     """
@@ -65,6 +80,8 @@ class Candidate:
     spacegroup_initial: int
     status: Status = "pending"
     stage: str = "reconstruct"
+    parent: int | None = None
+    depth: int = 0
     spacegroup: int | None = None
     symbol_initial: str | None = None
     symbol: str | None = None
@@ -85,6 +102,14 @@ class Candidate:
     min_frequency: float | None = None
     stable: bool | None = None
     phonon_failure: str | None = None
+    zero_point_energy: float | None = None
+    harmonic_free_energy: float | None = None
+    child_failure: str | None = None
+    mechanically_stable: bool | None = None
+    elastic_tensor: np.ndarray | None = None
+    bulk_modulus: float | None = None
+    shear_modulus: float | None = None
+    elastic_failure: str | None = None
     failure: str | None = None
 
     def evolve(self, **changes: Any) -> Candidate:
@@ -103,6 +128,16 @@ class Candidate:
     def density(self) -> float:
         """Mass density; g/cm³."""
         return float(self.atoms.get_masses().sum() / self.atoms.get_volume() * 1.66053906660)
+
+    @property
+    def has_phonons(self) -> bool:
+        """Whether phonons were tried."""
+        return self.stable is not None or self.phonon_failure is not None
+
+    @property
+    def has_elasticity(self) -> bool:
+        """Whether the elastic tensor was tried."""
+        return self.mechanically_stable is not None or self.elastic_failure is not None
 
     @property
     def verdict(self) -> str:

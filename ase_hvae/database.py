@@ -23,7 +23,8 @@ from ase_hvae.errors import RunFolderError
 
 _ARRAYS = ("latent", "target_rdf", "rdf", "frequencies", "elastic_tensor")
 _CALCULATED = ("energy", "forces", "stress")
-_TEXTS = ("failure", "phonon_failure", "child_failure", "elastic_failure")  # free text could read like a number, which ase.db refuses as a key
+# Free text could read like a number, which ase.db refuses as a key.
+_TEXTS = ("failure", "phonon_failure", "child_failure", "elastic_failure")
 
 
 class CandidateDatabase:
@@ -61,7 +62,8 @@ class CandidateDatabase:
             self._create()
         with self._opened() as database:
             if candidate.index in self._ids:
-                database.update(self._ids[candidate.index], atoms=atoms, data=data, **pairs)
+                unset = [spec.name for spec in dataclasses.fields(candidate) if getattr(candidate, spec.name) is None]
+                database.update(self._ids[candidate.index], atoms=atoms, delete_keys=unset, data=data, **pairs)
             else:
                 self._ids[candidate.index] = database.write(atoms, key_value_pairs=pairs, data=data)
 

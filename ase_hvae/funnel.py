@@ -1,4 +1,4 @@
-"""From candidates to ranked crystals: relaxation, comparison, phonons.
+"""From candidates to ranked crystals: relaxation, comparison, phonons with children of soft modes, elasticity.
 
 Expected failures (`AseHvaeError`, ASE's `CalculatorError`) become part of the candidate; anything else is a bug.
 """
@@ -16,15 +16,16 @@ import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import BaseCalculator, CalculatorError
 
-from ase_hvae import compare, phonons, symmetry
+from ase_hvae import compare, elasticity, phonons, symmetry
 from ase_hvae.calculators import CalculatorRecord, get_calculator
 from ase_hvae.candidate import Candidate
 from ase_hvae.config import GenerateConfig
 from ase_hvae.errors import AseHvaeError, RelaxationError
+from ase_hvae.phonons import PhononResult
 from ase_hvae.rdf import radial_distribution
 from ase_hvae.relax import RelaxResult, relax_many, relaxes_together
 from ase_hvae.replicas import Replica
-from ase_hvae.source import CrystalSource
+from ase_hvae.source import CHILD_STREAM, CrystalSource
 
 EXPECTED = (AseHvaeError, CalculatorError)
 TOGETHER = 32  # crystals relaxed in one batch by calculators that can
@@ -130,26 +131,86 @@ class Funnel:
             spacegroup=found.number,
             symbol=found.symbol,
             extrapolation=final.extrapolation,
-            rdf=radial_distribution(final.atoms, **dataclasses.asdict(self.source.settings)),
+            rdf=self._rdf(final.atoms),
         )
 
     def phonons(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Phonon frequencies and verdict of each; a failed calculation leaves the candidate in the ranking."""
-        return [self._with_phonons(candidate) for candidate in candidates]
+        """Phonon frequencies and verdict of each, before an unstable one its child, a new candidate to be relaxed.
 
-    def _with_phonons(self, candidate: Candidate) -> Candidate:
+        A failed calculation leaves the candidate in the ranking. A child comes first, so that writing in this order
+        and dying in between loses none.
+        """
+        return [result for candidate in candidates for result in self._with_phonons(candidate)]
+
+    def _with_phonons(self, candidate: Candidate) -> list[Candidate]:
         options = self.source.config.phonons
         try:
             result = phonons.compute(
                 candidate.atoms, self.calc, min_length=options.min_length, displacement=options.displacement
             )
         except EXPECTED as error:
-            return candidate.evolve(stage="phonons", phonon_failure=" ".join(str(error).split()))
-        return candidate.evolve(
+            return [candidate.evolve(stage="phonons", phonon_failure=_one_line(error))]
+        candidate = candidate.evolve(
             stage="phonons",
             frequencies=result.frequencies,
             min_frequency=result.min_frequency,
             stable=bool(result.stable),
+        )
+        if result.stable and options.temperature is not None:
+            energies = phonons.harmonic_energy(result, options.temperature)
+            return [
+                candidate.evolve(
+                    zero_point_energy=energies.zero_point_energy, harmonic_free_energy=energies.free_energy
+                )
+            ]
+        if result.stable or candidate.depth == options.children_depth:
+            return [candidate]
+        try:
+            return [self._child(candidate, result), candidate]
+        except EXPECTED as error:
+            return [candidate.evolve(child_failure=_one_line(error))]
+
+    def _child(self, parent: Candidate, result: PhononResult) -> Candidate:
+        """The crystal to which the softest mode of an unstable candidate leads, to be relaxed."""
+        index = parent.index + self._most_indices
+        mode = phonons.softest_mode(result, max_atoms=self.source.config.phonons.child_atoms)
+        atoms = phonons.displace(mode, self.calc, rng=self.source.rng(CHILD_STREAM, index))
+        assert parent.spacegroup is not None
+        return Candidate(
+            index=index,
+            parent=parent.index,
+            depth=parent.depth + 1,
+            replica=parent.replica,
+            atoms=atoms,
+            latent=parent.latent,
+            target_rdf=parent.target_rdf,
+            pearson_initial=compare.pearson_correlation(self._rdf(atoms), parent.target_rdf),
+            spacegroup_initial=parent.spacegroup,
+            symbol_initial=parent.symbol,
+            stage="symmetrize",
+        )
+
+    @functools.cached_property
+    def _most_indices(self) -> int:
+        """Above every index of a reconstructed crystal; those of each further generation are larger by as much."""
+        return len(self.source.latents()) * self.source.config.reconstruct.per_replica
+
+    def elasticity(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Elastic tensor, moduli and verdict of each; a failed calculation leaves the candidate in the ranking."""
+        return [self._with_elasticity(candidate) for candidate in candidates]
+
+    def _with_elasticity(self, candidate: Candidate) -> Candidate:
+        try:
+            result = elasticity.compute(candidate.atoms, self.calc)
+        except EXPECTED as error:
+            return candidate.evolve(stage="elasticity", elastic_failure=_one_line(error))
+        averages = result.moduli
+        return candidate.evolve(
+            stage="elasticity",
+            elastic_tensor=result.tensor,
+            mechanically_stable=bool(result.stable),
+            bulk_modulus=None if averages is None else averages.bulk_h,
+            shear_modulus=None if averages is None else averages.shear_h,
         )
 
     def reference(self) -> Reference:
@@ -166,7 +227,8 @@ class Funnel:
     def compare(self, candidates: Sequence[Candidate], reference: Reference) -> list[Candidate]:
         """Energies above the reference, similarity to replica and known crystals, names and duplicates.
 
-        The relaxed ones among the candidates come back, from the lowest energy upwards.
+        The relaxed ones among the candidates come back, from the lowest energy upwards, pending or duplicates, whatever
+        an earlier comparison said: a child of lower energy makes a duplicate of a crystal that was kept before.
         """
         known, known_rdfs = self.source.known, self.known_rdfs
         relaxed = sorted((c.energy / len(c.atoms), c.index, c) for c in candidates if c.energy is not None)
@@ -186,10 +248,12 @@ class Funnel:
                 "stage": "compare" if candidate.stage == "relax" else candidate.stage,
             }
             if original is None:
-                match = compare.match_known(candidate.atoms, known)
-                changes["known"] = "new" if match is None else known[match].info["name"]
+                changes |= {"status": "pending", "duplicate_of": None}
             else:
                 changes |= {"status": "duplicate", "duplicate_of": ordered[original].index}
+            if original is None and candidate.known is None:
+                match = compare.match_known(candidate.atoms, known)
+                changes["known"] = "new" if match is None else known[match].info["name"]
             compared.append(candidate.evolve(**changes))
         return compared
 
@@ -197,6 +261,9 @@ class Funnel:
     def known_rdfs(self) -> np.ndarray:
         """g(r) of the known crystals; shape (n_known, n_bins)."""
         return radial_distribution(self.source.known, **dataclasses.asdict(self.source.settings))
+
+    def _rdf(self, atoms: Atoms) -> np.ndarray:
+        return radial_distribution(atoms, **dataclasses.asdict(self.source.settings))
 
     def _minima(self, structures: Mapping[int, Atoms]) -> tuple[dict[int, RelaxResult], dict[int, Exception]]:
         """Relaxed crystals, and why the others are none; not converging is a reason too."""
@@ -228,3 +295,7 @@ class Funnel:
         atoms = atoms.copy()
         atoms.calc = self.calc
         return atoms.get_potential_energy() / len(atoms)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -24,7 +24,7 @@ from ase_hvae.errors import ConfigError
 from ase_hvae.executors import Executor, LocalExecutor, Lost, check_executor, count_workers, open_executor
 from ase_hvae.funnel import Funnel
 from ase_hvae.progress import track
-from ase_hvae.ranking import rank
+from ase_hvae.ranking import by_energy, rank
 from ase_hvae.replicas import Replica
 from ase_hvae.summary import summarize
 
@@ -43,6 +43,8 @@ def generate(
     **options: Any,
 ) -> list[Candidate]:
     """Generate new crystals: sample, decode, reconstruct, symmetrize, relax, compare, check phonons, rank, store.
+
+    Unstable crystals have children along their softest modes, which go through the same stages from relaxation on.
 
     Parameters
     ----------
@@ -91,12 +93,16 @@ def generate(
             reference = funnel.reference()
         with clock("reconstruct"):
             counts = _reconstruct(funnel, workers, database, folder)
-        with clock("relax"):
-            _advance("relax", _waiting(database, "symmetrize"), workers, database, together=funnel.relax_together)
-        with clock("compare"):
-            _write(database, funnel.compare(database.read(), reference))
-        with clock("phonons"):
-            _advance("phonons", _for_phonons(config, _waiting(database, "compare")), workers, database)
+        for depth in range(config.phonons.children_depth + 1):  # the crystals, their children, the children of those
+            with clock("relax"):
+                waiting = _waiting(database, depth)
+                _advance("relax", waiting, workers, database, together=funnel.relax_together)
+            with clock("compare"):
+                _write(database, funnel.compare(_generations(database, depth), reference))
+            with clock("phonons"):
+                _advance("phonons", _for_phonons(config, _generations(database, depth), depth), workers, database)
+        with clock("elasticity"):
+            _advance("elasticity", _for_elasticity(config, database.read()), workers, database)
         pending = [candidate for candidate in database.read() if candidate.status == "pending"]
         _write(database, (candidate.evolve(status="ranked", stage="rank") for candidate in pending))
         candidates = database.read()
@@ -123,7 +129,7 @@ def _executor(funnel: Funnel, folder: RunFolder, *, share: bool) -> Executor:
 def _reconstruct(funnel: Funnel, workers: Executor, database: CandidateDatabase, folder: RunFolder) -> dict[str, int]:
     """Fill the database, replica after replica, until it holds the wanted number of candidates."""
     finished = folder.finished_replicas()
-    missing = funnel.source.config.run.n - sum(candidate.replica in finished for candidate in database.read())
+    missing = funnel.source.config.run.n - sum(candidate.replica in finished for candidate in _generations(database, 0))
     if missing > 0:
         replicas = (replica for replica in funnel.source.replicas() if replica.index not in finished)
         for replica, candidates, counts in _until(_found(workers, replicas), missing):
@@ -164,9 +170,18 @@ def _until(results: Iterator[Found], wanted: int) -> Iterator[Found]:
     logger.warning("the replicas are used up: %d of %d candidates found; raise n_replicas", wanted - missing, wanted)
 
 
-def _waiting(database: CandidateDatabase, stage: str) -> list[Candidate]:
-    """Pending candidates that have finished `stage`."""
-    return [candidate for candidate in database.read() if (candidate.status, candidate.stage) == ("pending", stage)]
+def _generations(database: CandidateDatabase, depth: int) -> list[Candidate]:
+    """Candidates up to a depth: a stage of a run that goes on must see what it saw before the run was stopped."""
+    return [candidate for candidate in database.read() if candidate.depth <= depth]
+
+
+def _waiting(database: CandidateDatabase, depth: int) -> list[Candidate]:
+    """Candidates of one depth that are to be relaxed."""
+    return [
+        candidate
+        for candidate in database.read()
+        if (candidate.depth, candidate.status, candidate.stage) == (depth, "pending", "symmetrize")
+    ]
 
 
 def _advance(
@@ -179,12 +194,12 @@ def _advance(
     parts = [waiting[first : first + together] for first in range(0, len(waiting), together)]
     with track(task, len(waiting)) as advance:
 
-        def record(finished: Sequence[Candidate]) -> None:
+        def record(part: Sequence[Candidate], finished: Sequence[Candidate]) -> None:
             for candidate in finished:
                 if candidate.failure:
                     logger.info("candidate %d failed in %s: %s", candidate.index, task, candidate.failure)
                 database.write(candidate)
-            advance(len(finished))
+            advance(len(part))
 
         lost: list[Candidate] = []
         for part, result in workers.map(task, parts):
@@ -192,15 +207,17 @@ def _advance(
                 logger.warning("%d candidates are tried again in %s: %s", len(part), task, result.reason)
                 lost += part
             else:
-                record(result)
+                record(part, result)
         for part, result in workers.map(task, [[candidate] for candidate in lost]):
-            record([_without(task, part[0], result.reason)] if isinstance(result, Lost) else result)
+            record(part, [_without(task, part[0], result.reason)] if isinstance(result, Lost) else result)
 
 
 def _without(task: str, candidate: Candidate, reason: str) -> Candidate:
-    """The candidate when a stage gave no result; without phonons it stays in the ranking."""
+    """The candidate when a stage gave no result; without phonons or elastic tensor it stays in the ranking."""
     if task == "phonons":
         return candidate.evolve(stage=task, phonon_failure=reason)
+    if task == "elasticity":
+        return candidate.evolve(stage=task, elastic_failure=reason)
     return candidate.failed(task, reason)
 
 
@@ -209,10 +226,17 @@ def _write(database: CandidateDatabase, candidates: Iterable[Candidate]) -> None
         database.write(candidate)
 
 
-def _for_phonons(config: GenerateConfig, candidates: list[Candidate]) -> list[Candidate]:
-    """The lowest candidates inside the energy window."""
-    inside = [candidate for candidate in candidates if candidate.is_within(config.phonons.phonon_window / 1000.0)]
-    return sorted(inside, key=lambda candidate: (candidate.energy_above, candidate.index))[: config.phonons.n_phonons]
+def _for_phonons(config: GenerateConfig, candidates: list[Candidate], depth: int) -> list[Candidate]:
+    """The lowest candidates of one depth inside the energy window, less those that have been done."""
+    window = config.phonons.phonon_window / 1000.0
+    kept = [c for c in candidates if c.depth == depth and c.status == "pending" and c.is_within(window)]
+    return [candidate for candidate in by_energy(kept)[: config.phonons.n_phonons] if not candidate.has_phonons]
+
+
+def _for_elasticity(config: GenerateConfig, candidates: list[Candidate]) -> list[Candidate]:
+    """The lowest candidates with stable phonons, less those that have been done."""
+    kept = [candidate for candidate in candidates if candidate.status == "pending" and candidate.stable]
+    return [candidate for candidate in by_energy(kept)[: config.elasticity.n_elastic] if not candidate.has_elasticity]
 
 
 def _resumed_config(folder: RunFolder, config: GenerateConfig | None, options: dict[str, Any]) -> GenerateConfig:
@@ -258,8 +282,9 @@ class _Clock:
     def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[stage] = time.perf_counter() - start
-        logger.info("%s: %.1f s", stage, self.seconds[stage])
+        spent = time.perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+        logger.info("%s: %.1f s", stage, spent)
 
 
 @contextmanager

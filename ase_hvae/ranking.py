@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from ase import units
 
 from ase_hvae.candidate import Candidate
-
-HEADER = (
-    "rank", "id", "dE meV/atom", "space group before", "after", "atoms", "g/cm3", "r replica", "r known", "known",
-    "phonons",
-)  # fmt: skip
 
 
 def rank(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Ranked candidates from the lowest energy above the reference upwards; ties keep their index order."""
-    ranked = [candidate for candidate in candidates if candidate.status == "ranked"]
-    return sorted(ranked, key=lambda candidate: (candidate.energy_above, candidate.index))
+    return by_energy([candidate for candidate in candidates if candidate.status == "ranked"])
+
+
+def by_energy(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates from the lowest energy above the reference upwards; ties keep their index order."""
+    return sorted(candidates, key=lambda candidate: (candidate.energy_above, candidate.index))
 
 
 def format_table(candidates: Sequence[Candidate], *, limit: int | None = None) -> str:
-    """Text table of ranked candidates in the order given, a line each, at most `limit` of them."""
-    rows = [HEADER] + [_row(place, candidate) for place, candidate in enumerate(candidates[:limit], start=1)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    """Text table of ranked candidates in the order given, a line each, at most `limit` of them.
+
+    Columns of children, moduli and harmonic energies are left out where no line has an entry.
+    """
+    shown = candidates[:limit]
+    columns = [["rank", *map(str, range(1, len(shown) + 1))]]
+    for heading, entry in COLUMNS.items():
+        entries = [entry(candidate) for candidate in shown]
+        if heading not in OPTIONAL or any(text != "-" for text in entries):
+            columns.append([heading, *entries])
+    widths = [max(map(len, column)) for column in columns]
+    rows = zip(*columns, strict=True)
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     if limit is not None and len(candidates) > limit:
@@ -29,20 +39,29 @@ def format_table(candidates: Sequence[Candidate], *, limit: int | None = None) -
     return "\n".join(lines)
 
 
-def _row(place: int, candidate: Candidate) -> tuple[str, ...]:
-    def number(value: float | None, digits: int, scale: float = 1.0) -> str:
-        return "-" if value is None else f"{scale * value:.{digits}f}"
+def _number(value: float | None, digits: int, scale: float = 1.0) -> str:
+    return "-" if value is None else f"{scale * value:.{digits}f}"
 
-    return (
-        str(place),
-        str(candidate.index),
-        number(candidate.energy_above, 1, 1000.0),
-        f"{candidate.symbol_initial} ({candidate.spacegroup_initial})",
-        f"{candidate.symbol} ({candidate.spacegroup})",
-        str(len(candidate.atoms)),
-        number(candidate.density, 3),
-        number(candidate.pearson_replica, 3),
-        number(candidate.pearson_known, 3),
-        candidate.known or "-",
-        candidate.verdict,
-    )
+
+def _modulus(candidate: Candidate, value: float | None) -> str:
+    return "unstable" if candidate.mechanically_stable is False else _number(value, 0, 1.0 / units.GPa)
+
+
+COLUMNS: dict[str, Callable[[Candidate], str]] = {
+    "id": lambda c: str(c.index),
+    "parent": lambda c: "-" if c.parent is None else str(c.parent),
+    "dE meV/atom": lambda c: _number(c.energy_above, 1, 1000.0),
+    "space group before": lambda c: f"{c.symbol_initial} ({c.spacegroup_initial})",
+    "after": lambda c: f"{c.symbol} ({c.spacegroup})",
+    "atoms": lambda c: str(len(c.atoms)),
+    "g/cm3": lambda c: _number(c.density, 3),
+    "r replica": lambda c: _number(c.pearson_replica, 3),
+    "r known": lambda c: _number(c.pearson_known, 3),
+    "known": lambda c: c.known or "-",
+    "phonons": lambda c: c.verdict,
+    "ZPE meV/atom": lambda c: _number(c.zero_point_energy, 1, 1000.0),
+    "F meV/atom": lambda c: _number(c.harmonic_free_energy, 1, 1000.0),
+    "B GPa": lambda c: _modulus(c, c.bulk_modulus),
+    "G GPa": lambda c: _modulus(c, c.shear_modulus),
+}
+OPTIONAL = ("parent", "ZPE meV/atom", "F meV/atom", "B GPa", "G GPa")

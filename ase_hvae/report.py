@@ -20,14 +20,17 @@ def describe(folder: str | Path, ranked: Sequence[Candidate]) -> str:
     seconds = summary["seconds"]
     null = summary["pearson_null"]
     known = "" if null is None else f", different known crystals have {null:.2f} on average"
+    children = funnel["children"]
     lines = [
         format_table(ranked, limit=SHOWN),
         "",
         f"dE: energy above {reference['name']} by {summary['calculator']['name']}; "
         f"r: Pearson correlation of g(r){known}",
         f"{search['replicas']} replicas, {search['proposed']} proposals, {search['accepted']} accepted, "
-        f"{funnel['candidates']} candidates: {funnel['failed']} failed, {funnel['duplicates']} duplicates, "
-        f"{funnel['ranked']} ranked ({funnel['new']} new)",
+        f"{funnel['candidates']} candidates and {children['made']} children: {funnel['failed']} failed, "
+        f"{funnel['duplicates']} duplicates, {funnel['ranked']} ranked ({funnel['new']} new)",
+        f"children of soft modes: {children['refused']} refused, {children['failed']} failed, "
+        f"{children['duplicates']} duplicates, {children['ranked']} ranked ({children['new']} new)",
         "seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items()),
         f"results in {folder}: candidates.db, structures/, summary.json, config.toml, log.txt",
     ]

@@ -20,7 +20,7 @@ from ase_hvae.replicas import Replica, decode
 from ase_hvae.structures import read_structures
 from ase_hvae.symmetry import symmetrize
 
-SAMPLING_STREAM, RECONSTRUCT_STREAM = 1, 2  # first words of the spawn keys of random streams
+SAMPLING_STREAM, RECONSTRUCT_STREAM, CHILD_STREAM = 1, 2, 3  # first words of the spawn keys of random streams
 REPLICAS_PER_CANDIDATE = 4  # replicas decoded at most per wanted candidate, unless n_replicas says otherwise
 
 
@@ -80,7 +80,7 @@ class CrystalSource:
         """Refuse impossible requests before any expensive work."""
         options = self.config.reconstruct
         self.latents()
-        self.prior.draw(parse_natoms(options.natoms), self._rng(RECONSTRUCT_STREAM))
+        self.prior.draw(parse_natoms(options.natoms), self.rng(RECONSTRUCT_STREAM))
         if options.min_distance is not None:
             volumes = [options.volume] if options.volume else [replica.volume_per_atom for replica in self.replicas()]
             check_volume(max(volumes) * (1 + options.volume_tolerance), options.min_distance)
@@ -89,7 +89,7 @@ class CrystalSource:
         """Latents in the order in which they are used; shape (n_replicas, latent_dim)."""
         options = self.config.sampling
         n_replicas = options.n_replicas or REPLICAS_PER_CANDIDATE * self.config.run.n
-        rng = self._rng(SAMPLING_STREAM)
+        rng = self.rng(SAMPLING_STREAM)
         crystals = self.model.card["crystals"]
         means, stds = (np.array([entry[name] for entry in crystals]) for name in ("mean", "std"))
         if options.sampling == "grid":
@@ -124,7 +124,7 @@ class CrystalSource:
                 threshold=options.pearson_threshold,
                 min_distance=options.min_distance,
                 volume_tolerance=options.volume_tolerance,
-                rng=self._rng(RECONSTRUCT_STREAM, replica.index),
+                rng=self.rng(RECONSTRUCT_STREAM, replica.index),
             )
         except ReconstructionError:  # this replica's atoms are too dense for the distances asked for; others are not
             return [], {"impossible_replicas": 1}
@@ -152,7 +152,8 @@ class CrystalSource:
             atoms=result.atoms, spacegroup_initial=result.number, symbol_initial=result.symbol, stage="symmetrize"
         )
 
-    def _rng(self, *stream: int) -> np.random.Generator:
+    def rng(self, *stream: int) -> np.random.Generator:
+        """Random numbers of one stream of the run, whatever was drawn from others."""
         return np.random.default_rng(np.random.SeedSequence(self.config.run.seed, spawn_key=stream))
 
 

@@ -52,15 +52,17 @@ def summarize(
 
 
 def count(candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """How many candidates each stage kept, and why the others were lost."""
+    """How many candidates and children each stage kept, and why the others were lost."""
     statuses = Counter(candidate.status for candidate in candidates)
     ranked = [candidate for candidate in candidates if candidate.status == "ranked"]
     failures: dict[str, Counter[str]] = {}
     for candidate in candidates:
         if candidate.failure:
             failures.setdefault(candidate.stage, Counter())[candidate.failure] += 1
+    children = [candidate for candidate in candidates if candidate.depth > 0]
     return {
-        "candidates": len(candidates),
+        "candidates": len(candidates) - len(children),
+        "children": _count_children(candidates, children),
         "relaxed": sum(candidate.energy is not None for candidate in candidates),
         "failed": statuses["failed"],
         "failures": failures,
@@ -70,7 +72,27 @@ def count(candidates: Sequence[Candidate]) -> dict[str, Any]:
         "outside_training": _count_outside(ranked),
         "within_0.3_eV_per_atom": sum(candidate.is_within(0.3) for candidate in ranked),
         "phonons": Counter(candidate.verdict.split(" (")[0] for candidate in ranked),
+        "elasticity": Counter(_elastic_verdict(candidate) for candidate in ranked if candidate.has_elasticity),
     }
+
+
+def _count_children(candidates: Sequence[Candidate], children: Sequence[Candidate]) -> dict[str, int]:
+    """How many soft modes gave a child, how many gave none, and what became of the children."""
+    statuses = Counter(child.status for child in children)
+    return {
+        "made": len(children),
+        "refused": sum(candidate.child_failure is not None for candidate in candidates),
+        "failed": statuses["failed"],
+        "duplicates": statuses["duplicate"],
+        "ranked": statuses["ranked"],
+        "new": sum(child.status == "ranked" and child.known == "new" for child in children),
+    }
+
+
+def _elastic_verdict(candidate: Candidate) -> str:
+    if candidate.elastic_failure is not None:
+        return "failed"
+    return "stable" if candidate.mechanically_stable else "unstable"
 
 
 def _count_outside(ranked: Sequence[Candidate]) -> int | None:
