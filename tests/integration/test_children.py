@@ -110,7 +110,7 @@ def test_workers_change_nothing(finished_run, tmp_path):
 
 @pytest.mark.parametrize("n_writes", [2, 12])
 def test_run_stopped_after_reconstruction_goes_on_to_the_same_result(finished_run, tmp_path, monkeypatch, n_writes):
-    """Writes are counted from the first row that says that phonons were done, so they fall in all later stages."""
+    """Writes are counted from the first child or finished phonons on."""
     written = 0
 
     class Stopped(Exception):
