@@ -19,6 +19,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from maise_bridge.neighbors import NeighborList, NeighborListCache
 from maise_bridge.potential import Evaluation
 from maise_bridge.step_rules import Bfgs, Fire, StepRule
+from maise_bridge.symmetry_projection import Operations, projector
 
 OPTIMIZERS: Mapping[str, type[StepRule]] = {"FIRE": Fire, "BFGS": Bfgs}
 
@@ -66,7 +67,7 @@ class Relaxed:
     energy_initial : float
         Energy of the start; eV.
     fmax : float
-        Largest force norm over atoms and cell rows, eV/Å.
+        Largest force norm over atoms and cell rows, eV/Å; of the symmetric part where a symmetry is kept.
     converged : bool
         Whether `fmax` is below the limit.
     n_steps : int
@@ -95,6 +96,7 @@ def batch_relax(
     scalar_pressure: float = 0.0,
     bounds: Bounds | None = None,
     batch_size: int = 64,
+    symmetry: Sequence[Operations | None] | None = None,
 ) -> Iterator[Relaxed]:
     """Relax positions and cells to local minima of the enthalpy; results come as they are ready, not in order.
 
@@ -119,6 +121,9 @@ def batch_relax(
         Limits on volume, cell lengths and distances.
     batch_size : int
         Crystals in flight.
+    symmetry : sequence of Operations or None, optional
+        Space group that each crystal keeps, None for those that are free. The minima are those within the group; they
+        may be saddles outside of it, which :func:`maise_bridge.symmetry_release.release` finds out.
 
     Yields
     ------
@@ -127,7 +132,8 @@ def batch_relax(
     Raises
     ------
     ValueError
-        If an option makes no sense, or a structure is no crystal of the potential's species; before any step.
+        If an option makes no sense, or a structure is no crystal of the potential's species or does not have its
+        symmetry; before any step.
 
     References
     ----------
@@ -144,8 +150,20 @@ def batch_relax(
     for number, atoms in enumerate(structures):
         if not (np.isfinite(atoms.cell.array).all() and atoms.cell.rank == 3 and atoms.pbc.all()):
             raise ValueError(f"structure {number} ({atoms.symbols}) is no crystal: three finite cell vectors, pbc=True")
-    waiting = (_Flight(index, atoms, OPTIMIZERS[optimizer]()) for index, atoms in enumerate(structures))
+    projectors = _projectors(structures, symmetry)
+    waiting = (
+        _Flight(index, atoms, OPTIMIZERS[optimizer](), onto)
+        for index, (atoms, onto) in enumerate(zip(structures, projectors, strict=True))
+    )
     return _relaxations(waiting, potential, fmax, max_steps, scalar_pressure, bounds or Bounds(), batch_size)
+
+
+def _projectors(structures: Sequence[Atoms], symmetry: Sequence[Operations | None] | None) -> list[np.ndarray | None]:
+    if symmetry is None:
+        return [None] * len(structures)
+    if len(symmetry) != len(structures):
+        raise ValueError(f"symmetry has {len(symmetry)} entries for {len(structures)} structures; one each, or None")
+    return [None if kept is None else projector(atoms, kept) for atoms, kept in zip(structures, symmetry, strict=True)]
 
 
 def _relaxations(
@@ -188,13 +206,14 @@ def _relaxations(
 class _Flight:
     """One crystal on its way: its coordinates and its optimizer."""
 
-    def __init__(self, index: int, atoms: Atoms, rule: StepRule) -> None:
+    def __init__(self, index: int, atoms: Atoms, rule: StepRule, onto: np.ndarray | None) -> None:
         self.index = index
         self.atoms = atoms.copy()
         self.atoms.calc = None
         self.cell = atoms.cell.array.copy()
         self.coordinates = np.concatenate([atoms.positions, np.zeros((3, 3))])
         self.rule = rule
+        self.projector = onto
         self.n_steps = 0
         self.energy_initial = np.nan
 
@@ -234,7 +253,7 @@ class _Batch:
         return slice(self.first[number], self.first[number + 1])
 
     def forces(self, evaluations: Sequence[Evaluation], pressure: float) -> tuple[np.ndarray, np.ndarray]:
-        """Minus the gradient of the enthalpies by the coordinates, and the enthalpies."""
+        """Minus the gradient of the enthalpies by the coordinates, symmetric where asked for, and the enthalpies."""
         logarithms = self._logarithms()
         deformations = _expm(logarithms)
         virials = np.array([evaluation.virial[[0, 5, 4, 5, 1, 3, 4, 3, 2]] for evaluation in evaluations])
@@ -247,6 +266,10 @@ class _Batch:
         on_atoms = np.concatenate([evaluation.forces for evaluation in evaluations])
         out[~self.is_cell] = np.einsum("ni,nij->nj", on_atoms, deformations[self.owner[~self.is_cell]])
         out[self.is_cell] = (_expm(blocks)[:, :3, 3:] / self.sizes[:, None, None]).reshape(-1, 3)
+        for number, flight in enumerate(self.flights):
+            if flight.projector is not None:
+                rows = self.rows(number)
+                out[rows] = (flight.projector @ out[rows].ravel()).reshape(-1, 3)
         return out, np.array([evaluation.energy for evaluation in evaluations]) + pressure * volumes
 
     def largest(self, forces: np.ndarray) -> np.ndarray:

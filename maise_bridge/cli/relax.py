@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--optimizer", choices=("BFGS", "FIRE"), default="BFGS", help="BFGS needs a third of the steps [%(default)s]")
     fixed_help = "positions only, one structure after the other; also for slabs, clusters and constraints"
     add("--fixed-cell", action="store_true", help=fixed_help)
+    symmetry_help = "keep the space group that each crystal has within 0.01 Å, after idealising it to that group"
+    add("--keep-symmetry", action="store_true", help=symmetry_help)
     add("--batch", type=int, default=64, metavar="N", help="crystals relaxed at once [%(default)s]")
 
 
@@ -104,8 +106,15 @@ def _check(structure: Structure, calc: MaiseCalculator, *, fixed_cell: bool) -> 
 def _crystals(structures: Sequence[Structure], calc: MaiseCalculator, options: argparse.Namespace) -> Iterator[Relaxed]:
     from ase.units import GPa
 
+    from maise_bridge.symmetry_projection import symmetrized
+
+    crystals, symmetry = [structure.atoms for structure in structures], None
+    if options.keep_symmetry:
+        pairs = [symmetrized(atoms) for atoms in crystals]
+        crystals, symmetry = [ideal for ideal, _ in pairs], [operations for _, operations in pairs]
     return calc.batch_relax(
-        [structure.atoms for structure in structures],
+        crystals,
+        symmetry=symmetry,
         fmax=options.fmax,
         max_steps=options.steps,
         scalar_pressure=options.pressure * GPa,
@@ -119,6 +128,8 @@ def _fixed_cell(
 ) -> Iterator[Relaxed]:
     if options.pressure:
         raise ValueError(f"--pressure {options.pressure:g}: a fixed cell feels none; leave it or --fixed-cell away")
+    if options.keep_symmetry:
+        raise ValueError("--keep-symmetry keeps symmetries of crystals and their cells; leave it or --fixed-cell away")
     if not options.fmax > 0 or options.steps < 0:
         raise ValueError(f"--fmax {options.fmax:g}, --steps {options.steps}; forces above 0 eV/Å, steps from 0")
     return (_relax_positions(number, structure, calc, options) for number, structure in enumerate(structures))

@@ -1,5 +1,7 @@
 """Many relaxations at once: the steps of ASE's FIRE, whatever else is in the batch; bounds and refusals."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -9,6 +11,8 @@ from ase.optimize import BFGS, FIRE
 
 from maise_bridge import MaiseCalculator
 from maise_bridge.batch_relax import Bounds, batch_relax
+
+DATA = Path(__file__).parents[1] / "data" / "bridge"
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,49 @@ def test_every_crystal_takes_the_steps_of_ase(calc, pressure):
         assert result.fmax == pytest.approx(np.linalg.norm(filtered.get_forces(), axis=1).max(), abs=1e-6)
         assert result.atoms.get_potential_energy() == result.evaluation.energy
         np.testing.assert_array_equal(result.atoms.get_stress(), result.evaluation.stress)
+
+
+@pytest.mark.parametrize("pressure", [0.0, 0.05])
+def test_crystals_of_two_species_take_the_steps_of_ase(pressure):
+    calc = MaiseCalculator(DATA / "mgsi.model")
+    structures = [bulk("MgSi", crystalstructure="rocksalt", a=5.4), bulk("Mg", "fcc", a=4.5), bulk("Si", a=5.5)]
+    for seed, atoms in enumerate(structures):
+        atoms.rattle(0.1, seed=seed)
+    bounds = Bounds(volume_factor=100, length_factor=10, min_distance=0.1)
+    options = {"fmax": 1e-3, "max_steps": 12, "scalar_pressure": pressure, "optimizer": "FIRE", "bounds": bounds}
+    for end in batch_relax(structures, calc.potential, batch_size=2, **options):
+        atoms = structures[end.index].copy()
+        atoms.calc = calc
+        dynamics = FIRE(FrechetCellFilter(atoms, scalar_pressure=pressure), logfile=None)
+        dynamics.run(fmax=1e-3, steps=12)
+        assert end.n_steps == dynamics.nsteps
+        assert end.evaluation.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-8)
+        np.testing.assert_allclose(end.atoms.positions, atoms.positions, atol=1e-7)
+
+
+@pytest.mark.parametrize("pressure", [0.0, 0.05])
+def test_converged_means_forces_and_stress_of_each_crystal(calc, pressure):
+    near = [bulk("Si", a=5.6), bulk("Si", cubic=True, a=5.3), bulk("Si", "fcc", a=3.8) * (2, 1, 1)]
+    near[1].rattle(0.05, seed=1)
+    for end in batch_relax(near, calc.potential, fmax=0.01, scalar_pressure=pressure, batch_size=2):
+        assert end.converged
+        assert np.linalg.norm(end.evaluation.forces, axis=1).max() < 0.012  # coordinates are those before the strain
+        # rows of the virial by n_atoms are what fmax bounds
+        excess = end.evaluation.stress + pressure * np.array([1, 1, 1, 0, 0, 0])
+        assert np.abs(excess).max() * end.atoms.get_volume() / len(end.atoms) < 0.012
+
+
+@pytest.mark.parametrize("optimizer", ["BFGS", "FIRE"])
+def test_pressure_too_high_for_the_bounds_ends_the_relaxation(calc, optimizer):
+    bounds = Bounds(volume_factor=1.3)
+    given = [bulk("Si"), bulk("Si", cubic=True)]
+    for end in batch_relax(given, calc.potential, scalar_pressure=1.0, bounds=bounds, optimizer=optimizer):
+        assert "the volume changed by a factor" in end.failure
+        assert end.n_steps > 0
+        assert not end.converged
+    bounds = Bounds(length_factor=1.01)
+    (end,) = batch_relax(given[:1], calc.potential, scalar_pressure=-0.5, bounds=bounds, optimizer=optimizer)
+    assert "a cell vector grew by a factor" in end.failure
 
 
 @pytest.mark.parametrize("optimizer", ["FIRE", "BFGS"])
