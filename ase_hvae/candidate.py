@@ -125,6 +125,12 @@ class Candidate:
         return self.energy_above is not None and self.energy_above <= window
 
     @property
+    def energy_per_atom(self) -> float:
+        """Energy of the relaxed crystal; eV/atom."""
+        assert self.energy is not None
+        return self.energy / len(self.atoms)
+
+    @property
     def density(self) -> float:
         """Mass density; g/cm³."""
         return float(self.atoms.get_masses().sum() / self.atoms.get_volume() * 1.66053906660)

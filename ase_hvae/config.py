@@ -56,6 +56,11 @@ class RunConfig:
     )
     potential: str = option("silicon", "MAISE model: a shipped name or a model file")
     workers: int = option(0, "worker processes; 0: one per core", minimum=0)
+    database: str | None = option(
+        None,
+        "PostgreSQL database for the candidates, as postgresql://user@host:5432/name; its password is taken from "
+        "PGPASSWORD or ~/.pgpass; default: candidates.db in the run folder",
+    )
     executor: str = option(
         "processes", "where candidates are worked on: processes, dask or a scheduler as tcp://host:8786"
     )

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,38 +225,40 @@ class Funnel:
         result = found[0]
         return Reference(atoms.info["name"], self._enthalpy_per_atom(result.atoms, result.energy))
 
-    def compare(self, candidates: Sequence[Candidate], reference: Reference) -> list[Candidate]:
+    def compare(self, rising: Iterable[Candidate], reference: Reference) -> Iterator[Candidate]:
         """Energies above the reference, similarity to replica and known crystals, names and duplicates.
 
-        The relaxed ones among the candidates come back, from the lowest energy upwards, pending or duplicates, whatever
-        an earlier comparison said: a child of lower energy makes a duplicate of a crystal that was kept before.
+        Relaxed candidates come in from the lowest energy per atom upwards; those that change come out, pending or
+        duplicates, whatever an earlier comparison said: a child of lower energy makes a duplicate of a crystal that was
+        kept before. Only those within the energy tolerance of each other are in memory.
         """
-        known, known_rdfs = self.source.known, self.known_rdfs
-        relaxed = sorted((c.energy / len(c.atoms), c.index, c) for c in candidates if c.energy is not None)
-        ordered = [candidate for _, _, candidate in relaxed]
-        originals = compare.find_duplicates([c.atoms for c in ordered], [energy for energy, _, _ in relaxed])
-        compared = []
-        for candidate, original in zip(ordered, originals, strict=True):
-            assert candidate.energy is not None
-            assert candidate.rdf is not None
-            nearest, pearson_known = compare.nearest(candidate.rdf, known_rdfs)
-            enthalpy = self._enthalpy_per_atom(candidate.atoms, candidate.energy)
-            changes: dict[str, Any] = {
-                "energy_above": enthalpy - reference.energy_per_atom,
-                "pearson_replica": compare.pearson_correlation(candidate.rdf, candidate.target_rdf),
-                "pearson_known": pearson_known,
-                "nearest_known": known[nearest].info["name"],
-                "stage": "compare" if candidate.stage == "relax" else candidate.stage,
-            }
-            if original is None:
-                changes |= {"status": "pending", "duplicate_of": None}
-            else:
-                changes |= {"status": "duplicate", "duplicate_of": ordered[original].index}
-            if original is None and candidate.known is None:
-                match = compare.match_known(candidate.atoms, known)
-                changes["known"] = "new" if match is None else known[match].info["name"]
-            compared.append(candidate.evolve(**changes))
-        return compared
+        candidates, compared = itertools.tee(rising)
+        originals = compare.stream_originals((c.index, c.atoms, c.energy_per_atom) for c in compared)
+        for candidate, (_, original) in zip(candidates, originals, strict=True):
+            changes = self._comparison(candidate, original, reference)
+            if any(getattr(candidate, name) != value for name, value in changes.items()):
+                yield candidate.evolve(**changes)
+
+    def _comparison(self, candidate: Candidate, original: int | None, reference: Reference) -> dict[str, Any]:
+        """What comparison finds out about a candidate that repeats another one or none."""
+        assert candidate.energy is not None
+        assert candidate.rdf is not None
+        known = self.source.known
+        nearest, pearson_known = compare.nearest(candidate.rdf, self.known_rdfs)
+        enthalpy = self._enthalpy_per_atom(candidate.atoms, candidate.energy)
+        changes: dict[str, Any] = {
+            "energy_above": enthalpy - reference.energy_per_atom,
+            "pearson_replica": compare.pearson_correlation(candidate.rdf, candidate.target_rdf),
+            "pearson_known": pearson_known,
+            "nearest_known": known[nearest].info["name"],
+            "status": "pending" if original is None else "duplicate",
+            "duplicate_of": original,
+            "stage": "compare" if candidate.stage == "relax" else candidate.stage,
+        }
+        if original is None and candidate.known is None:
+            match = compare.match_known(candidate.atoms, known)
+            changes["known"] = "new" if match is None else known[match].info["name"]
+        return changes
 
     @functools.cached_property
     def known_rdfs(self) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
 import time
@@ -19,7 +20,7 @@ import ase_hvae
 from ase_hvae.calculators import CalculatorRecord
 from ase_hvae.candidate import Candidate
 from ase_hvae.config import GenerateConfig, read_config, write_config
-from ase_hvae.database import CandidateDatabase, RunFolder
+from ase_hvae.database import CandidateDatabase, RunFolder, check_url, without_password
 from ase_hvae.errors import ConfigError
 from ase_hvae.executors import Executor, LocalExecutor, Lost, check_executor, count_workers, open_executor
 from ase_hvae.funnel import Funnel
@@ -31,6 +32,7 @@ from ase_hvae.summary import summarize
 logger = logging.getLogger(__name__)
 
 TIME_LIMIT = 600.0  # seconds for one call of a stage with the native potential, which takes seconds
+WRITTEN = 64  # candidates in one transaction
 
 
 def generate(
@@ -70,45 +72,67 @@ def generate(
     ConfigError, RunFolderError, ModelError, StructureError, CalculatorSetupError
         Before any work, and before anything is written, if the request cannot be met.
     """
+    database, ranked = run(config, out=out, calc=calc, resume=resume, overwrite=overwrite, **options)
+    return list(database.iterate(ranked))
+
+
+def run(
+    config: GenerateConfig | None = None,
+    *,
+    out: str | Path = "hvae_run",
+    calc: BaseCalculator | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> tuple[CandidateDatabase, list[int]]:
+    """Do what :func:`generate` does and return the database and the indices of the ranked candidates, lowest first.
+
+    No more than some hundred candidates are in memory at a time, however many the run has.
+    """
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
-    if resume:
-        config = _resumed_config(folder, config, options)
-    else:
-        config = (config or GenerateConfig()).with_options(**options)
+    config, url = _resolved(folder, config, options, resume=resume)
     check_executor(config.run.executor)
     funnel = Funnel.open(config, calc, directory=folder.calculator_runs)
-    if resume:
-        _check_calculator(folder, funnel.record)
-    else:
-        folder.clear()
-        write_config(config, folder.config)
-        folder.write_calculator(asdict(funnel.record))
+    with folder.locked():
+        if resume:
+            _check_calculator(folder, funnel.record)
+        else:
+            folder.clear(url)
+            write_config(config, folder.config)
+            folder.write_calculator(asdict(funnel.record))
+        with _log_to(folder.log), folder.opened_store(url) as store:
+            logger.info("ase-hvae %s, seed %d, calculator %s", ase_hvae.__version__, config.run.seed, funnel.record)
+            for refusal in funnel.record.refused:
+                logger.info("calculator not used: %s", refusal)
+            with _executor(funnel, folder, share=calc is None) as workers:
+                database = CandidateDatabase(store)
+                return database, _stages(funnel, workers, database, folder)
+
+
+def _stages(funnel: Funnel, workers: Executor, database: CandidateDatabase, folder: RunFolder) -> list[int]:
+    """All stages, one after the other; each picks what it has to do from the database, so that a run can go on."""
+    config = funnel.source.config
     clock = _Clock()
-    with _log_to(folder.log), _executor(funnel, folder, share=calc is None) as workers:
-        logger.info("ase-hvae %s, seed %d, calculator %s", ase_hvae.__version__, config.run.seed, funnel.record)
-        for refusal in funnel.record.refused:
-            logger.info("calculator not used: %s", refusal)
-        database = CandidateDatabase(folder.database)
-        with clock("reference"):
-            reference = funnel.reference()
-        with clock("reconstruct"):
-            counts = _reconstruct(funnel, workers, database, folder)
-        for depth in range(config.phonons.children_depth + 1):  # the crystals, their children, the children of those
-            with clock("relax"):
-                waiting = _waiting(database, depth)
-                _advance("relax", waiting, workers, database, together=funnel.relax_together)
-            with clock("compare"):
-                _write(database, funnel.compare(_generations(database, depth), reference))
-            with clock("phonons"):
-                _advance("phonons", _for_phonons(config, _generations(database, depth), depth), workers, database)
-        with clock("elasticity"):
-            _advance("elasticity", _for_elasticity(config, database.read()), workers, database)
-        pending = [candidate for candidate in database.read() if candidate.status == "pending"]
-        _write(database, (candidate.evolve(status="ranked", stage="rank") for candidate in pending))
-        candidates = database.read()
-        ranked = rank(candidates)
-        folder.write_structures(ranked)
-        folder.write_summary(summarize(funnel, candidates, counts, reference, clock.seconds))
+    with clock("reference"):
+        reference = funnel.reference()
+    with clock("reconstruct"):
+        counts = _reconstruct(funnel, workers, database, folder)
+    for depth in range(config.phonons.children_depth + 1):  # the crystals, their children, the children of those
+        with clock("relax"):
+            waiting = [e.index for e in database.entries(depth=depth, status="pending", stage="symmetrize")]
+            _advance("relax", waiting, workers, database, together=funnel.relax_together)
+        with clock("compare"):
+            _write(database, funnel.compare(database.iterate(_rising(database, depth)), reference))
+        with clock("phonons"):
+            _advance("phonons", _for_phonons(config, database, depth), workers, database)
+    with clock("elasticity"):
+        _advance("elasticity", _for_elasticity(config, database), workers, database)
+    pending = [entry.index for entry in database.entries(status="pending")]
+    _write(database, (candidate.evolve(status="ranked", stage="rank") for candidate in database.iterate(pending)))
+    ranked = [entry.index for entry in rank(database.entries(status="ranked"))]
+    folder.write_structures(database.iterate(ranked))
+    everything = database.iterate(entry.index for entry in database.entries())
+    folder.write_summary(summarize(funnel, everything, counts, reference, clock.seconds))
     return ranked
 
 
@@ -129,13 +153,14 @@ def _executor(funnel: Funnel, folder: RunFolder, *, share: bool) -> Executor:
 def _reconstruct(funnel: Funnel, workers: Executor, database: CandidateDatabase, folder: RunFolder) -> dict[str, int]:
     """Fill the database, replica after replica, until it holds the wanted number of candidates."""
     finished = folder.finished_replicas()
-    missing = funnel.source.config.run.n - sum(candidate.replica in finished for candidate in _generations(database, 0))
+    missing = funnel.source.config.run.n - sum(entry.replica in finished for entry in database.entries(depth=0))
     if missing > 0:
         replicas = (replica for replica in funnel.source.replicas() if replica.index not in finished)
         for replica, candidates, counts in _until(_found(workers, replicas), missing):
-            _write(database, candidates)
+            if candidates:
+                database.write(*candidates)
             finished[replica.index] = counts | {"candidates": len(candidates)}
-            folder.write_finished_replicas(finished)
+            folder.add_finished_replica(replica.index, finished[replica.index])
     total: Counter[str] = Counter()
     for counts in finished.values():
         total.update(counts)
@@ -170,46 +195,38 @@ def _until(results: Iterator[Found], wanted: int) -> Iterator[Found]:
     logger.warning("the replicas are used up: %d of %d candidates found; raise n_replicas", wanted - missing, wanted)
 
 
-def _generations(database: CandidateDatabase, depth: int) -> list[Candidate]:
-    """Candidates up to a depth: a stage of a run that goes on must see what it saw before the run was stopped."""
-    return [candidate for candidate in database.read() if candidate.depth <= depth]
-
-
-def _waiting(database: CandidateDatabase, depth: int) -> list[Candidate]:
-    """Candidates of one depth that are to be relaxed."""
-    return [
-        candidate
-        for candidate in database.read()
-        if (candidate.depth, candidate.status, candidate.stage) == (depth, "pending", "symmetrize")
-    ]
-
-
 def _advance(
-    task: str, waiting: list[Candidate], workers: Executor, database: CandidateDatabase, *, together: int = 1
+    task: str, waiting: Sequence[int], workers: Executor, database: CandidateDatabase, *, together: int = 1
 ) -> None:
     """Apply a task to candidates, some together, writing them as they come back.
 
     Those whose worker is lost are tried once more, each alone, so that only the one that is to blame fails.
     """
-    parts = [waiting[first : first + together] for first in range(0, len(waiting), together)]
     with track(task, len(waiting)) as advance:
 
         def record(part: Sequence[Candidate], finished: Sequence[Candidate]) -> None:
             for candidate in finished:
                 if candidate.failure:
                     logger.info("candidate %d failed in %s: %s", candidate.index, task, candidate.failure)
-                database.write(candidate)
+            database.write(*finished)
             advance(len(part))
 
-        lost: list[Candidate] = []
-        for part, result in workers.map(task, parts):
+        lost: list[int] = []
+        for part, result in workers.map(task, _batched(database.iterate(waiting), together)):
             if isinstance(result, Lost):
                 logger.warning("%d candidates are tried again in %s: %s", len(part), task, result.reason)
-                lost += part
+                lost += [candidate.index for candidate in part]
             else:
                 record(part, result)
-        for part, result in workers.map(task, [[candidate] for candidate in lost]):
+        for part, result in workers.map(task, _batched(database.iterate(lost), 1)):
             record(part, [_without(task, part[0], result.reason)] if isinstance(result, Lost) else result)
+
+
+def _batched(candidates: Iterable[Candidate], size: int) -> Iterator[list[Candidate]]:
+    """Lists of `size` candidates, the last one shorter."""
+    iterator = iter(candidates)
+    while part := list(itertools.islice(iterator, size)):
+        yield part
 
 
 def _without(task: str, candidate: Candidate, reason: str) -> Candidate:
@@ -222,21 +239,49 @@ def _without(task: str, candidate: Candidate, reason: str) -> Candidate:
 
 
 def _write(database: CandidateDatabase, candidates: Iterable[Candidate]) -> None:
-    for candidate in candidates:
-        database.write(candidate)
+    for part in _batched(candidates, WRITTEN):
+        database.write(*part)
 
 
-def _for_phonons(config: GenerateConfig, candidates: list[Candidate], depth: int) -> list[Candidate]:
+def _rising(database: CandidateDatabase, depth: int) -> list[int]:
+    """Relaxed candidates up to a depth, lowest energy first.
+
+    A stage of a run that goes on must see what it saw before the run was stopped, so no deeper ones.
+    """
+    relaxed = (entry for entry in database.entries() if entry.depth <= depth and entry.energy_per_atom is not None)
+    return [index for *_, index in sorted((e.energy_per_atom, e.volume_per_atom, e.index) for e in relaxed)]
+
+
+def _for_phonons(config: GenerateConfig, database: CandidateDatabase, depth: int) -> list[int]:
     """The lowest candidates of one depth inside the energy window, less those that have been done."""
     window = config.phonons.phonon_window / 1000.0
-    kept = [c for c in candidates if c.depth == depth and c.status == "pending" and c.is_within(window)]
-    return [candidate for candidate in by_energy(kept)[: config.phonons.n_phonons] if not candidate.has_phonons]
+    pending = database.entries(depth=depth, status="pending")
+    near = by_energy([e for e in pending if e.energy_above is not None and e.energy_above <= window])
+    lowest = database.iterate(entry.index for entry in near[: config.phonons.n_phonons])
+    return [candidate.index for candidate in lowest if not candidate.has_phonons]
 
 
-def _for_elasticity(config: GenerateConfig, candidates: list[Candidate]) -> list[Candidate]:
+def _for_elasticity(config: GenerateConfig, database: CandidateDatabase) -> list[int]:
     """The lowest candidates with stable phonons, less those that have been done."""
-    kept = [candidate for candidate in candidates if candidate.status == "pending" and candidate.stable]
-    return [candidate for candidate in by_energy(kept)[: config.elasticity.n_elastic] if not candidate.has_elasticity]
+    stable = by_energy([entry for entry in database.entries(status="pending") if entry.stable])
+    lowest = database.iterate(entry.index for entry in stable[: config.elasticity.n_elastic])
+    return [candidate.index for candidate in lowest if not candidate.has_elasticity]
+
+
+def _resolved(
+    folder: RunFolder, config: GenerateConfig | None, options: dict[str, Any], *, resume: bool
+) -> tuple[GenerateConfig, str | None]:
+    """Options of the run, and the database with its password, which is nowhere written."""
+    url = options.get("database", config.run.database if config else None)
+    if url is not None:
+        options = options | {"database": without_password(url)}
+    config = (
+        _resumed_config(folder, config, options) if resume else (config or GenerateConfig()).with_options(**options)
+    )
+    url = url or config.run.database
+    if url is not None:
+        check_url(url)
+    return config, url
 
 
 def _resumed_config(folder: RunFolder, config: GenerateConfig | None, options: dict[str, Any]) -> GenerateConfig:

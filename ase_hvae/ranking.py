@@ -3,39 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from ase import units
 
 from ase_hvae.candidate import Candidate
 
 
-def rank(candidates: Sequence[Candidate]) -> list[Candidate]:
+class Rankable(Protocol):
+    """A candidate, or its entry in the database."""
+
+    @property
+    def index(self) -> int:
+        """Number of the candidate."""
+
+    @property
+    def status(self) -> str:
+        """As that of the candidate."""
+
+    @property
+    def energy_above(self) -> float | None:
+        """Energy above the reference; eV/atom."""
+
+
+T = TypeVar("T", bound=Rankable)
+
+
+def rank(candidates: Sequence[T]) -> list[T]:
     """Ranked candidates from the lowest energy above the reference upwards; ties keep their index order."""
     return by_energy([candidate for candidate in candidates if candidate.status == "ranked"])
 
 
-def by_energy(candidates: Sequence[Candidate]) -> list[Candidate]:
+def by_energy(candidates: Sequence[T]) -> list[T]:
     """Candidates from the lowest energy above the reference upwards; ties keep their index order."""
     return sorted(candidates, key=lambda candidate: (candidate.energy_above, candidate.index))
 
 
-def format_table(candidates: Sequence[Candidate], *, limit: int | None = None) -> str:
-    """Text table of ranked candidates in the order given, a line each, at most `limit` of them.
+def format_table(candidates: Sequence[Candidate], *, n_more: int = 0) -> str:
+    """Text table of ranked candidates in the order given, a line each, and a line about `n_more` that follow.
 
     Columns of children, moduli and harmonic energies are left out where no line has an entry.
     """
-    shown = candidates[:limit]
-    columns = [["rank", *map(str, range(1, len(shown) + 1))]]
+    columns = [["rank", *map(str, range(1, len(candidates) + 1))]]
     for heading, entry in COLUMNS.items():
-        entries = [entry(candidate) for candidate in shown]
+        entries = [entry(candidate) for candidate in candidates]
         if heading not in OPTIONAL or any(text != "-" for text in entries):
             columns.append([heading, *entries])
     widths = [max(map(len, column)) for column in columns]
     rows = zip(*columns, strict=True)
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    if limit is not None and len(candidates) > limit:
-        lines.append(f"... and {len(candidates) - limit} more in the database")
+    if n_more > 0:
+        lines.append(f"... and {n_more} more in the database")
     return "\n".join(lines)
 
 

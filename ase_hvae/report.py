@@ -13,7 +13,7 @@ SHOWN = 30  # rows of the table; the database has all
 
 
 def describe(folder: str | Path, ranked: Sequence[Candidate]) -> str:
-    """Ranked table and a few lines about the funnel of the run in `folder`."""
+    """Table of the first ranked candidates and a few lines about the funnel of the run in `folder`."""
     summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
     funnel, reference = summary["funnel"], summary["reference"]
     search = funnel["reconstruct"]
@@ -21,8 +21,9 @@ def describe(folder: str | Path, ranked: Sequence[Candidate]) -> str:
     null = summary["pearson_null"]
     known = "" if null is None else f", different known crystals have {null:.2f} on average"
     children = funnel["children"]
+    shown = ranked[:SHOWN]
     lines = [
-        format_table(ranked, limit=SHOWN),
+        format_table(shown, n_more=funnel["ranked"] - len(shown)),
         "",
         f"dE: energy above {reference['name']} by {summary['calculator']['name']}; "
         f"r: Pearson correlation of g(r){known}",
@@ -32,6 +33,6 @@ def describe(folder: str | Path, ranked: Sequence[Candidate]) -> str:
         f"children of soft modes: {children['refused']} refused, {children['failed']} failed, "
         f"{children['duplicates']} duplicates, {children['ranked']} ranked ({children['new']} new)",
         "seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items()),
-        f"results in {folder}: candidates.db, structures/, summary.json, config.toml, log.txt",
+        f"results in {folder}: {summary['database']}, structures/, summary.json, config.toml, log.txt",
     ]
     return "\n".join(lines)

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +24,7 @@ PACKAGES = ("ase", "numpy", "scipy", "torch", "spglib", "phonopy", "symfc", "pym
 
 def summarize(
     funnel: Funnel,
-    candidates: Sequence[Candidate],
+    candidates: Iterable[Candidate],
     counts: Mapping[str, int],
     reference: Reference,
     seconds: Mapping[str, float],
@@ -36,6 +36,7 @@ def summarize(
     source = funnel.source
     return {
         "seed": source.config.run.seed,
+        "database": source.config.run.database or "candidates.db",
         "funnel": {"reconstruct": dict(counts), **count(candidates)},
         "reference": asdict(reference),
         "pearson_null": null_correlation(funnel.known_rdfs) if len(source.known) > 1 else None,
@@ -51,54 +52,69 @@ def summarize(
     }
 
 
-def count(candidates: Sequence[Candidate]) -> dict[str, Any]:
+def count(candidates: Iterable[Candidate]) -> dict[str, Any]:
     """How many candidates and children each stage kept, and why the others were lost."""
-    statuses = Counter(candidate.status for candidate in candidates)
-    ranked = [candidate for candidate in candidates if candidate.status == "ranked"]
+    counts: Counter[str] = Counter()
+    children: Counter[str] = Counter()
     failures: dict[str, Counter[str]] = {}
+    phonons: Counter[str] = Counter()
+    elasticity: Counter[str] = Counter()
     for candidate in candidates:
+        counts.update(_traits(candidate))
+        if candidate.depth > 0:
+            children.update(_traits(candidate))
         if candidate.failure:
             failures.setdefault(candidate.stage, Counter())[candidate.failure] += 1
-    children = [candidate for candidate in candidates if candidate.depth > 0]
+        if candidate.status == "ranked":
+            phonons[candidate.verdict.split(" (")[0]] += 1
+            if candidate.has_elasticity:
+                elasticity[_elastic_verdict(candidate)] += 1
     return {
-        "candidates": len(candidates) - len(children),
-        "children": _count_children(candidates, children),
-        "relaxed": sum(candidate.energy is not None for candidate in candidates),
-        "failed": statuses["failed"],
+        "candidates": counts["all"] - children["all"],
+        "children": {
+            "made": children["all"],
+            "refused": counts["child refused"],
+            "failed": children["failed"],
+            "duplicates": children["duplicate"],
+            "ranked": children["ranked"],
+            "new": children["new"],
+        },
+        "relaxed": counts["relaxed"],
+        "failed": counts["failed"],
         "failures": failures,
-        "duplicates": statuses["duplicate"],
-        "ranked": len(ranked),
-        "new": sum(candidate.known == "new" for candidate in ranked),
-        "outside_training": _count_outside(ranked),
-        "within_0.3_eV_per_atom": sum(candidate.is_within(0.3) for candidate in ranked),
-        "phonons": Counter(candidate.verdict.split(" (")[0] for candidate in ranked),
-        "elasticity": Counter(_elastic_verdict(candidate) for candidate in ranked if candidate.has_elasticity),
+        "duplicates": counts["duplicate"],
+        "ranked": counts["ranked"],
+        "new": counts["new"],
+        "outside_training": counts["outside training"] if counts["extrapolation"] else None,
+        "within_0.3_eV_per_atom": counts["near"],
+        "phonons": phonons,
+        "elasticity": elasticity,
     }
 
 
-def _count_children(candidates: Sequence[Candidate], children: Sequence[Candidate]) -> dict[str, int]:
-    """How many soft modes gave a child, how many gave none, and what became of the children."""
-    statuses = Counter(child.status for child in children)
-    return {
-        "made": len(children),
-        "refused": sum(candidate.child_failure is not None for candidate in candidates),
-        "failed": statuses["failed"],
-        "duplicates": statuses["duplicate"],
-        "ranked": statuses["ranked"],
-        "new": sum(child.status == "ranked" and child.known == "new" for child in children),
-    }
+def _traits(candidate: Candidate) -> Iterator[str]:
+    """What a candidate counts as."""
+    yield "all"
+    yield candidate.status
+    if candidate.energy is not None:
+        yield "relaxed"
+    if candidate.child_failure is not None:
+        yield "child refused"
+    if candidate.status == "ranked":
+        if candidate.known == "new":
+            yield "new"
+        if candidate.is_within(0.3):
+            yield "near"
+        if candidate.extrapolation is not None:  # the potential says how far it is from its training data
+            yield "extrapolation"
+            if outside_training(candidate.extrapolation):
+                yield "outside training"
 
 
 def _elastic_verdict(candidate: Candidate) -> str:
     if candidate.elastic_failure is not None:
         return "failed"
     return "stable" if candidate.mechanically_stable else "unstable"
-
-
-def _count_outside(ranked: Sequence[Candidate]) -> int | None:
-    """How many ranked candidates lie outside the potential's training range; None if it does not say."""
-    known = [candidate.extrapolation for candidate in ranked if candidate.extrapolation is not None]
-    return sum(outside_training(value) for value in known) if known else None
 
 
 def hash_structures(structures: Sequence[Atoms]) -> str:

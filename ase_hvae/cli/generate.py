@@ -62,8 +62,8 @@ def _generate(args: argparse.Namespace) -> None:
     names = [spec.name for _, _, spec in iterate_options()]
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
-    from ase_hvae.pipeline import generate
-    from ase_hvae.report import describe
+    from ase_hvae.pipeline import run
+    from ase_hvae.report import SHOWN, describe
 
-    ranked = generate(config, out=args.out, resume=args.resume, overwrite=args.overwrite, **options)
-    print(describe(args.out, ranked))
+    database, ranked = run(config, out=args.out, resume=args.resume, overwrite=args.overwrite, **options)
+    print(describe(args.out, list(database.iterate(ranked[:SHOWN]))))

@@ -16,13 +16,16 @@ from ase_hvae.structures import read_structures
 
 logger = logging.getLogger(__name__)
 
+ENERGY_TOLERANCE = 0.02  # eV/atom, between two relaxations of one crystal
+VOLUME_TOLERANCE = 0.05  # relative, likewise
+
 
 def find_duplicates(
     crystals: Sequence[Atoms],
     energies_per_atom: Sequence[float] | np.ndarray,
     *,
-    energy_tolerance: float = 0.02,
-    volume_tolerance: float = 0.05,
+    energy_tolerance: float = ENERGY_TOLERANCE,
+    volume_tolerance: float = VOLUME_TOLERANCE,
     **tolerances: float,
 ) -> list[int | None]:
     """For each crystal the index of the one of lower energy that it repeats, or None for those to keep.
@@ -77,9 +80,13 @@ def assign_originals(
 
 
 def stream_originals(
-    crystals: Iterable[tuple[int, Atoms, float]], matcher: Matcher, *, energy_tolerance: float, symprec: float
+    crystals: Iterable[tuple[int, Atoms, float]],
+    matcher: Matcher | None = None,
+    *,
+    energy_tolerance: float = ENERGY_TOLERANCE,
+    symprec: float = 0.1,
 ) -> Iterator[tuple[int, int | None]]:
-    """Number of each crystal with that of the kept one that it repeats, or None, one after the other.
+    """What :func:`find_duplicates` finds, one after the other: numbers of a crystal and of the kept one it repeats.
 
     Kept crystals of the same composition are forgotten once they are too low in energy to be compared.
 
@@ -87,12 +94,22 @@ def stream_originals(
     ----------
     crystals : iterable of (number, Atoms, energy)
         Energies per atom (eV/atom) must not fall.
+    matcher : Matcher, optional
+        Decides whether two crystals are one, and counts the pairs.
+    energy_tolerance, symprec : float
+        As for :func:`find_duplicates`.
+
+    Yields
+    ------
+    tuple of int and (int or None)
+        Number of the crystal, and of the kept one of lower energy that it is.
 
     Raises
     ------
     ValueError
         If an energy is below the one before it.
     """
+    matcher = matcher or Matcher(volume_tolerance=VOLUME_TOLERANCE)
     shelves: dict[Any, _Shelf] = {}
     last = -np.inf
     for index, atoms, energy in crystals:

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import sqlite3
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -92,9 +94,9 @@ def test_a_database_that_another_program_holds_is_named(tmp_path, monkeypatch):
     other = sqlite3.connect(path)
     other.execute("BEGIN EXCLUSIVE")
     message = r"cannot use .*candidates.db: database is locked; free space, or end the other program"
-    for use in (lambda: database.write(make_candidate()), database.read, lambda: CandidateDatabase(path)):
-        with pytest.raises(RunFolderError, match=message):
-            use()
+    with pytest.raises(RunFolderError, match=message):
+        database.write(make_candidate(index=4))
+    assert [candidate.index for candidate in CandidateDatabase(path).read()] == [3]  # who reads does not wait
     other.close()
 
 
@@ -210,10 +212,61 @@ def test_rank_orders_by_energy_then_index():
 
 
 def test_table_shows_energies_in_mev_and_missing_values():
-    table = format_table([make_ranked(7), make_ranked(8, stable=None, known="fcc")], limit=2).splitlines()
+    table = format_table([make_ranked(7), make_ranked(8, stable=None, known="fcc")]).splitlines()
     assert table[0].split()[:3] == ["rank", "id", "dE"]
     assert "50.0" in table[2]
     assert "unstable (-0.5 THz)" in table[2]
     assert "not checked" in table[3]
     assert "9.047" in table[2]  # 63.546 amu in 3.6^3 / 4 Å^3
-    assert "1 more" in format_table([make_ranked(7), make_ranked(8)], limit=1)
+    assert "1 more" in format_table([make_ranked(7)], n_more=1)
+
+
+def test_a_run_has_one_program_and_a_killed_one_leaves_no_lock(tmp_path):
+    code = (
+        "import sys, time\nfrom ase_hvae.database import RunFolder\n"
+        "with RunFolder(sys.argv[1]).locked():\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(RunFolderError, match=rf"another program \(process {other.pid} on .*\) works on the run"),
+            RunFolder(tmp_path / "run").locked(),
+        ):
+            pass
+        other.kill()
+    with RunFolder(tmp_path / "run").locked():
+        pass
+
+
+def test_a_replica_whose_line_is_torn_is_not_finished(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.add_finished_replica(4, {"proposed": 10})
+    folder.add_finished_replica(2, {"proposed": 20})
+    file = tmp_path / "replicas.jsonl"
+    file.write_bytes(file.read_bytes()[:-3])
+    assert folder.finished_replicas() == {4: {"proposed": 10}}
+    folder.add_finished_replica(2, {"proposed": 20})
+    assert folder.finished_replicas() == {4: {"proposed": 10}, 2: {"proposed": 20}}
+
+
+def test_candidates_written_together_are_all_there_or_none(tmp_path):
+    database = CandidateDatabase(tmp_path / "c.db")
+    database.write(make_candidate(0), make_candidate(1))
+    bad = make_candidate(2).evolve(nearest_known="1.5")  # ase.db refuses texts that read like numbers
+    with pytest.raises(ValueError, match="is numeric"):
+        database.write(make_candidate(3), make_candidate(0, status="failed"), bad)
+    assert [(c.index, c.status) for c in database.read()] == [(0, "pending"), (1, "pending")]
+    database.write(make_candidate(3), make_candidate(0, status="failed"))
+    assert [(entry.index, entry.status) for entry in database.entries()] == [
+        (0, "failed"),
+        (1, "pending"),
+        (3, "pending"),
+    ]
+    assert [entry.index for entry in database.entries(status="pending")] == [1, 3]
+
+
+def test_candidates_are_read_in_the_order_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("ase_hvae.database.candidates.CHUNK", 2)
+    database = CandidateDatabase(tmp_path / "c.db")
+    database.write(*(make_candidate(index) for index in range(5)))
+    assert [candidate.index for candidate in database.iterate([3, 0, 4, 2, 1])] == [3, 0, 4, 2, 1]

@@ -117,12 +117,12 @@ def test_run_stopped_after_reconstruction_goes_on_to_the_same_result(finished_ru
         pass
 
     class Stopping(CandidateDatabase):
-        def write(self, candidate):
+        def write(self, *candidates):
             nonlocal written
-            written += bool(written) or candidate.depth > 0 or candidate.has_phonons
+            written += bool(written) or any(candidate.depth > 0 or candidate.has_phonons for candidate in candidates)
             if written > n_writes:
                 raise Stopped
-            super().write(candidate)
+            super().write(*candidates)
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "CandidateDatabase", Stopping)
@@ -202,13 +202,13 @@ def test_failed_elasticity_leaves_the_candidate(copper):
 def test_lower_child_makes_a_duplicate_of_a_kept_crystal_and_back(copper, tmp_path):
     funnel, simple_cubic = relaxed_simple_cubic(copper)
     reference = funnel.reference()
-    kept = funnel.compare([simple_cubic], reference)[0]
+    (kept,) = funnel.compare([simple_cubic], reference)
     assert kept.status == "pending"
     child = simple_cubic.evolve(index=1205, parent=5, depth=1, energy=simple_cubic.energy - 1e-4)
-    both = {candidate.index: candidate for candidate in funnel.compare([kept, child], reference)}
+    both = {candidate.index: candidate for candidate in funnel.compare([child, kept], reference)}
     assert (both[5].status, both[5].duplicate_of) == ("duplicate", 1205)
     assert both[1205].status == "pending"
     database = CandidateDatabase(tmp_path / "candidates.db")
     database.write(both[5])
-    database.write(funnel.compare([both[5]], reference)[0])
+    database.write(*funnel.compare([both[5]], reference))
     assert [(row.status, row.duplicate_of) for row in database.read()] == [("pending", None)]

@@ -150,6 +150,6 @@ def test_what_a_kill_left_at_the_start_can_be_dealt_with(tmp_path: Path) -> None
     RunFolder(out, overwrite=True)
     fresh = tmp_path / "fresh"
     generate(out=fresh, workers=1, **OPTIONS | {"n": 1})
-    for name in ("calculator.json", "candidates.db", "replicas.json"):  # killed right after them
+    for name in ("calculator.json", "candidates.db", "replicas.jsonl"):  # killed right after them
         (fresh / name).unlink()
     assert generate(out=fresh, resume=True)
