@@ -49,6 +49,9 @@ class RunConfig:
     n: int = option(100, "number of candidates to relax", minimum=1)
     model: str | None = option(None, "HVAE weights (.safetensors); default: the shipped silicon weights")
     known: str | None = option(None, "file or folder of known crystals; default: the shipped table of the element")
+    also_known: str | None = option(
+        None, "further files, folders or ase.db databases, comma-separated, whose crystals are not called new"
+    )
     calculator: str = option(
         "maise",
         "calculators in order of preference, comma-separated: maise, maise-executable, vasp, espresso, gpaw or "

@@ -20,13 +20,14 @@ from ase.calculators.calculator import BaseCalculator, CalculatorError
 from ase_hvae import compare, elasticity, phonons, symmetry
 from ase_hvae.calculators import CalculatorRecord, get_calculator
 from ase_hvae.candidate import Candidate
+from ase_hvae.compare import KnownCrystals
 from ase_hvae.config import GenerateConfig
 from ase_hvae.errors import AseHvaeError, RelaxationError
 from ase_hvae.phonons import PhononResult
 from ase_hvae.rdf import radial_distribution
 from ase_hvae.relax import RelaxResult, relax_many, relaxes_together
 from ase_hvae.replicas import Replica
-from ase_hvae.source import CHILD_STREAM, CrystalSource
+from ase_hvae.source import CHILD_STREAM, CrystalSource, also_known
 
 EXPECTED = (AseHvaeError, CalculatorError)
 TOGETHER = 32  # crystals relaxed in one batch by calculators that can
@@ -256,9 +257,14 @@ class Funnel:
             "stage": "compare" if candidate.stage == "relax" else candidate.stage,
         }
         if original is None and candidate.known is None:
-            match = compare.match_known(candidate.atoms, known)
-            changes["known"] = "new" if match is None else known[match].info["name"]
+            match = self.library.find(candidate.atoms)
+            changes["known"] = "new" if match is None else match.info["name"]
         return changes
+
+    @functools.cached_property
+    def library(self) -> KnownCrystals:
+        """Crystals that are not new: the known ones, and those of further files; read when first asked for."""
+        return KnownCrystals([*self.source.known, *also_known(self.source.config.run.also_known)])
 
     @functools.cached_property
     def known_rdfs(self) -> np.ndarray:

@@ -93,6 +93,9 @@ def run(
     config, url = _resolved(folder, config, options, resume=resume)
     check_executor(config.run.executor)
     funnel = Funnel.open(config, calc, directory=folder.calculator_runs)
+    logger.debug(
+        "%d crystals are not new", len(funnel.library.crystals)
+    )  # read here, so that bad files are refused now
     with folder.locked():
         if resume:
             _check_calculator(folder, funnel.record)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from ase.db.core import convert_str_to_int_float_bool_or_str
 
 from ase_hvae import sampling
 from ase_hvae.candidate import Candidate
@@ -176,5 +177,28 @@ def known_crystals(path: str | None, species: str) -> list[Atoms]:
     if not known:
         raise ConfigError(f"{path} holds no crystal of {species} alone, the element of the HVAE weights")
     for number, atoms in enumerate(known):
-        atoms.info.setdefault("name", f"{Path(path).stem} {number}")
+        _name(atoms, f"{Path(path).stem} {number}")
     return known
+
+
+def also_known(paths: str | None) -> list[Atoms]:
+    """Crystals of further files, databases and folders (comma-separated), with ``info['name']``.
+
+    Raises
+    ------
+    StructureError
+        If one cannot be read.
+    """
+    crystals = []
+    for path in map(str.strip, paths.split(",")) if paths else ():
+        for atoms in read_structures(path):
+            _name(atoms, str(atoms.info["source"]))
+            crystals.append(atoms)
+    return crystals
+
+
+def _name(atoms: Atoms, otherwise: str) -> None:
+    """Give a crystal a name that does not read like a number or truth value, which ase.db refuses as text."""
+    name = str(atoms.info.get("name", otherwise))
+    is_text = isinstance(convert_str_to_int_float_bool_or_str(name), str)
+    atoms.info["name"] = name if is_text else f"crystal {name}"

@@ -15,10 +15,11 @@ leave 9584 to StructureMatcher (3 ms each), and 9565 are the same. No copy was m
 
 from ase_hvae.compare.crystal import bond_cutoff, coordination_sequences, fingerprint
 from ase_hvae.compare.matching import same_crystal
-from ase_hvae.compare.search import find_duplicates, find_known, match_known, stream_originals
+from ase_hvae.compare.search import KnownCrystals, find_duplicates, find_known, match_known, stream_originals
 from ase_hvae.compare.similarity import nearest, null_correlation, pearson_correlation
 
 __all__ = [
+    "KnownCrystals",
     "bond_cutoff",
     "coordination_sequences",
     "find_duplicates",

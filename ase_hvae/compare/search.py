@@ -163,14 +163,34 @@ def find_known(
     """
     if not references:
         raise ValueError("no references to compare with; give a list of crystals or a path")
-    symprec = tolerances.pop("symprec", 0.1)
     known = [
         atoms for part in references for atoms in (read_structures(part) if isinstance(part, str | Path) else part)
     ]
-    library = _library([PreparedCrystal(atoms, symprec) for atoms in known])
-    matcher = Matcher(**tolerances)
-    found = [_find(PreparedCrystal(atoms, symprec), library, matcher) for atoms in crystals]
-    return [None if index is None else known[index] for index in found]
+    library = KnownCrystals(known, **tolerances)
+    return [library.find(atoms) for atoms in crystals]
+
+
+class KnownCrystals:
+    """Known crystals, prepared once and searched as often as needed.
+
+    Parameters
+    ----------
+    crystals : sequence of Atoms
+        Periodic crystals.
+    **tolerances
+        Those of :func:`same_crystal`.
+    """
+
+    def __init__(self, crystals: Sequence[Atoms], **tolerances: float) -> None:
+        self.crystals = crystals
+        self._symprec = tolerances.pop("symprec", 0.1)
+        self._matcher = Matcher(**tolerances)
+        self._shelves = _library([PreparedCrystal(atoms, self._symprec) for atoms in crystals])
+
+    def find(self, atoms: Atoms) -> Atoms | None:
+        """The known crystal that a crystal is, by nearest fingerprint if there are several; None if it is new."""
+        index = _find(PreparedCrystal(atoms, self._symprec), self._shelves, self._matcher)
+        return None if index is None else self.crystals[index]
 
 
 class _Shelf:

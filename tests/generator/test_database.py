@@ -253,7 +253,7 @@ def test_candidates_written_together_are_all_there_or_none(tmp_path):
     database = CandidateDatabase(tmp_path / "c.db")
     database.write(make_candidate(0), make_candidate(1))
     bad = make_candidate(2).evolve(nearest_known="1.5")  # ase.db refuses texts that read like numbers
-    with pytest.raises(ValueError, match="is numeric"):
+    with pytest.raises(ValueError, match="can be interpreted as float"):
         database.write(make_candidate(3), make_candidate(0, status="failed"), bad)
     assert [(c.index, c.status) for c in database.read()] == [(0, "pending"), (1, "pending")]
     database.write(make_candidate(3), make_candidate(0, status="failed"))

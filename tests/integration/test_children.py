@@ -132,6 +132,14 @@ def test_run_stopped_after_reconstruction_goes_on_to_the_same_result(finished_ru
     assert rows(tmp_path / "run") == rows(finished_run[0])
 
 
+def test_nothing_is_new_to_the_database_of_the_same_run(finished_run, tmp_path):
+    folder, ranked = finished_run
+    assert any(candidate.known == "new" for candidate in ranked)
+    again = generate(out=tmp_path / "run", workers=1, also_known=str(folder / "candidates.db"), **OPTIONS)
+    assert [candidate.index for candidate in again] == [candidate.index for candidate in ranked]
+    assert not any(candidate.known == "new" for candidate in again)
+
+
 def test_finished_run_resumed_stays_the_same(finished_run):
     folder, _ = finished_run
     before = rows(folder)

@@ -18,8 +18,9 @@ from ase.io import read, write
 from ase_hvae import HVAEGenerator, generate, train
 from ase_hvae.cli import main
 from ase_hvae.database import RunFolder
-from ase_hvae.errors import ConfigError, RunFolderError
+from ase_hvae.errors import ConfigError, RunFolderError, StructureError
 from ase_hvae.report import describe
+from ase_hvae.source import known_crystals
 from maise_bridge import MaiseCalculator
 
 SMALL = ["--n", "6", "--natoms", "1-4", "--n-phonons", "2", "--workers", "1", "--seed", "3"]
@@ -180,13 +181,30 @@ def copper_weights(tmp_path_factory):
 
 def test_another_element_and_calculator(copper_weights, tmp_path):
     weights, known = copper_weights
-    ranked = generate(
-        model=str(weights), known=str(known), calc=EMT(), out=tmp_path / "run", n=6, natoms="1-2", n_phonons=1,
-        sampling="posterior", pearson_threshold=1.0, min_length=8.0, seed=2,
-    )  # fmt: skip
+    options = {
+        "model": str(weights), "known": str(known), "calc": EMT(), "n": 6, "natoms": "1-2", "n_phonons": 1,
+        "sampling": "posterior", "pearson_threshold": 1.0, "min_length": 8.0, "seed": 2,
+    }  # fmt: skip
+    ranked = generate(out=tmp_path / "run", **options)
     assert ranked
     assert min(candidate.energy_above for candidate in ranked) > -1e-3  # EMT: fcc is the ground state of copper
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["reference"]["name"] == "fcc"
+    with pytest.raises(StructureError, match=r"absent.db does not exist"):
+        generate(out=tmp_path / "third", also_known="absent.db", **options)
+    assert not (tmp_path / "third").exists()
+
+
+def test_known_crystals_with_names_like_numbers(copper_weights, tmp_path):
+    """ase.db takes no text that reads like a number."""
+    _, known = copper_weights
+    crystals = read(known, ":")
+    for atoms, name in zip(crystals, ["1", "2e3", "True", "nan", "5H"], strict=True):
+        atoms.info["name"] = name
+    write(tmp_path / "numbered.extxyz", crystals)
+    found = known_crystals(str(tmp_path / "numbered.extxyz"), "Cu")
+    for atoms in found:
+        connect(tmp_path / "some.db").write(atoms, name=atoms.info["name"])
+    assert [atoms.info["name"] for atoms in found][-1] == "5H"
 
 
 @pytest.fixture
