@@ -15,10 +15,7 @@ def pearson_correlation(a: np.ndarray, b: np.ndarray) -> float:
     ValueError
         If the shapes differ, a value is not finite or an RDF is constant.
     """
-    first, second = _standardised(a), _standardised(b)
-    if first.shape != second.shape:
-        raise ValueError(f"RDFs have {first.size} and {second.size} values; compare them on the same grid")
-    return float(np.clip(first @ second, -1.0, 1.0))
+    return nearest(a, [b])[1]
 
 
 def null_correlation(rdfs: Sequence[np.ndarray] | np.ndarray) -> float:
@@ -29,10 +26,9 @@ def null_correlation(rdfs: Sequence[np.ndarray] | np.ndarray) -> float:
     rdfs : array
         RDFs of different crystals under the same settings, ``(n_crystals, ...)``, at least two.
     """
-    rows = np.array([_standardised(rdf) for rdf in rdfs])
-    if len(rows) < 2:
-        raise ValueError(f"a null correlation needs at least two RDFs, not {len(rows)}")
-    n = len(rows)
+    if len(rdfs) < 2:
+        raise ValueError(f"a null correlation needs at least two RDFs, not {len(rdfs)}")
+    rows, n = _standardised(rdfs), len(rdfs)
     return float(((rows @ rows.T).sum() - n) / (n * (n - 1)))
 
 
@@ -40,18 +36,21 @@ def nearest(rdf: np.ndarray, rdfs: Sequence[np.ndarray] | np.ndarray) -> tuple[i
     """Index of the RDF most correlated with ``rdf``, and that Pearson correlation."""
     if len(rdfs) == 0:
         raise ValueError("no RDFs to choose the nearest from")
-    correlations = [pearson_correlation(rdf, other) for other in rdfs]
+    first, rows = _standardised([rdf])[0], _standardised(rdfs)
+    if first.size != rows.shape[1]:
+        raise ValueError(f"RDFs have {first.size} and {rows.shape[1]} values; compare them on the same grid")
+    correlations = np.clip(rows @ first, -1.0, 1.0)
     best = int(np.argmax(correlations))
-    return best, correlations[best]
+    return best, float(correlations[best])
 
 
-def _standardised(rdf: np.ndarray) -> np.ndarray:
-    """RDF as one row of zero mean and unit norm."""
-    row = np.asarray(rdf, dtype=float).ravel()
-    if not np.isfinite(row).all():
+def _standardised(rdfs: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """RDFs as rows of zero mean and unit norm."""
+    rows = np.array([np.asarray(rdf, dtype=float).ravel() for rdf in rdfs])
+    if not np.isfinite(rows).all():
         raise ValueError("an RDF has non-finite values")
-    row = row - row.mean()
-    norm = np.linalg.norm(row)
-    if norm == 0:
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if (norms == 0).any():
         raise ValueError("an RDF is constant; its correlation is not defined")
-    return row / norm
+    return rows / norms
