@@ -188,7 +188,8 @@ class RunFolder:
     def _contents(self) -> list[Path]:
         """All that a run writes."""
         names = ("summary.json", "replicas.json", "structures", "calculator.json", "calculator_runs")
-        return [self.database, self.config, self.log, *(self.path / name for name in names)]
+        found = [path for pattern in ("rerank_*.db", "labels_*.extxyz") for path in sorted(self.path.glob(pattern))]
+        return [self.database, self.config, self.log, *(self.path / name for name in names), *found]
 
     def clear(self) -> None:
         """Remove what an earlier run left, its options first, and nothing else; make the folder."""
