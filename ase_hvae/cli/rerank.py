@@ -46,7 +46,8 @@ class CLICommand:
 
 
 def _rerank(args: argparse.Namespace) -> None:
-    from ase_hvae.rerank import format_report, rerank
+    from ase_hvae.rerank.report import format_report
+    from ase_hvae.rerank.run import rerank
 
     result = rerank(
         args.run,

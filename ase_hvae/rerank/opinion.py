@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,3 +109,8 @@ class Evaluator:
         done = atoms.copy()
         done.calc = SinglePointCalculator(done, **results)
         return done
+
+
+def open_evaluator(make: Callable[[], tuple[Evaluator, CalculatorRecord]]) -> Evaluator:
+    """What `make` gives, without the record, as a worker process needs it."""
+    return make()[0]

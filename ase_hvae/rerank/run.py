@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ase_hvae.errors import ConfigError, RelaxationError, RunFolderError, Symmet
 from ase_hvae.executors import Executor, LocalExecutor, Lost, count_workers, open_executor
 from ase_hvae.progress import track
 from ase_hvae.ranking import rank
-from ase_hvae.rerank.opinion import Evaluator, Opinion
+from ase_hvae.rerank.opinion import Evaluator, Opinion, open_evaluator
 from ase_hvae.rerank.store import RerankDatabase, Reranked, file_stem, write_labels
 from ase_hvae.source import known_crystals
 
@@ -148,7 +148,7 @@ def rerank(
         LocalExecutor(evaluator)
         if alone
         else open_executor(
-            "processes", functools.partial(_evaluator, make), count_workers(workers), time_limit=time_limit
+            "processes", functools.partial(open_evaluator, make), count_workers(workers), time_limit=time_limit
         )
     )
     with executor:
@@ -156,11 +156,6 @@ def rerank(
         reference = session.reference()
         rows = session.candidates(reference, retry=retry)
     return RerankResult(rows, reference, record, opened.calculator["name"], single_point, database_file, labels)
-
-
-def _evaluator(make: Callable[[], tuple[Evaluator, CalculatorRecord]]) -> Evaluator:
-    """Without the record, as a worker process needs it."""
-    return make()[0]
 
 
 @dataclass(frozen=True, eq=False)
