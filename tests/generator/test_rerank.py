@@ -195,27 +195,22 @@ def test_labels_are_read_for_a_fit(run):
     np.testing.assert_allclose(labels.stresses[found[0]], row.single_point.get_stress(), atol=1e-7)
 
 
-def killed(run: Path, calculator: str, kill: int | None) -> int:
-    """Exit status of the command in a process of its own that ends itself at a calculation."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(run.parent), *sys.path])}
-    environment |= {} if kill is None else {"KILL": str(kill)}
+def test_a_killed_rerank_goes_on_to_the_same_result(run, monkeypatch):
+    monkeypatch.setenv("HEALED", "1")
+    calculator = "factories_of_rerank:Fragile"
     command = [sys.executable, "-m", "ase_hvae", "rerank", str(run), "--calculator", calculator, "--single-point"]
-    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
-
-
-def test_a_killed_rerank_goes_on_to_the_same_result(run):
-    assert killed(run, "factories_of_rerank:Fragile", 2) == -9
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(run.parent), *sys.path]), "KILL": "2"}
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == -9
     database = run / "rerank_factories_of_rerank_Fragile.db"
     done = {row.id: row.mtime for row in connect(database).select()}
     assert len(done) == 2  # the reference and a candidate
-    assert killed(run, "factories_of_rerank:Fragile", 2) == 0  # two are left
+    again = rerank(run, calculator, single_point=True)
     rows = list(connect(database).select())
     assert len(rows) == 4
     assert {row.id: row.mtime for row in rows if row.id in done} == done
     whole = rerank(run, "factories_of_rerank:emt", single_point=True)
-    energies = {row.get("candidate"): row.energy_above for row in rows}
-    for row in whole.rows:
-        assert energies[row.candidate] == pytest.approx(row.energy_above, abs=1e-12)
+    for row, other in zip(again.rows, whole.rows, strict=True):
+        assert row.energy_above == pytest.approx(other.energy_above, abs=1e-12)
 
 
 def test_failures_are_kept_and_tried_again_on_request(run, monkeypatch):
@@ -235,6 +230,30 @@ def test_a_worker_process_changes_nothing(run):
     alone = rerank(run, "factories_of_rerank:Pressed", single_point=True)
     again = rerank(run, "factories_of_rerank:Pressed", single_point=True, overwrite=True, time_limit=500.0)
     assert [row.energy_above for row in again.rows] == [row.energy_above for row in alone.rows]
+
+
+@pytest.mark.usefixtures("no_programs")
+@pytest.mark.filterwarnings("ignore:Loaded .*VASP.* from environment")
+def test_vasp_by_a_stand_in_that_computes_emt(run, tmp_path, monkeypatch, capsys):
+    potcar = tmp_path / "potentials" / "potpaw_PBE" / "Cu" / "POTCAR"
+    potcar.parent.mkdir(parents=True)
+    potcar.write_text("  PAW_PBE Cu\n   TITEL  = PAW_PBE Cu 22Jun2005\n   ENMAX  =  295.446; ENMIN  =  221.585 eV\n")
+    monkeypatch.setenv("VASP_PP_PATH", str(tmp_path / "potentials"))
+    standin = Path(__file__).with_name("standin_vasp.py")
+    monkeypatch.setenv("ASE_VASP_COMMAND", f"{sys.executable} {standin} good")
+    (tmp_path / "vasp.toml").write_text("[vasp]\nencut = 350\n")
+    main(["rerank", str(run), "--calculator", "vasp", "--config", str(tmp_path / "vasp.toml"), "--single-point",
+          "--top", "2"])  # fmt: skip
+    table = capsys.readouterr().out
+    assert "Kendall tau 1.000 (n = 2)" in table
+    assert "dE run - dE: mean 0.0, RMS 0.0" in table.replace("-0.0", "0.0")
+    labels = read_labels(run / "labels_vasp.extxyz")
+    assert labels.records[0]["encut"] == "350"
+    assert set(labels.spacings) == {0.2}
+    for atoms, energy in zip(labels.structures, labels.energies, strict=True):
+        assert EMT().get_potential_energy(atoms) == pytest.approx(energy, abs=1e-6)
+    rows = list(connect(run / "rerank_vasp.db").select(role="candidate"))
+    assert [row.energy_above for row in rows] == pytest.approx([row.energy_above_run for row in rows], abs=1e-5)
 
 
 def row(number: int, run: float, second: float | None) -> Reranked:
