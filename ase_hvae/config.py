@@ -285,16 +285,21 @@ def read_config(path: str | Path) -> GenerateConfig:
     ConfigError
         If the file is missing, is no TOML, or names an unknown section or option; the message names the file.
     """
-    try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    content = read_tables(path)
     try:
         return config_from_dict(content)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def read_tables(path: str | Path) -> dict[str, Any]:
+    """Contents of a TOML file; raises `ConfigError` if it is missing or no TOML."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
 def config_from_dict(content: Mapping[str, Any]) -> GenerateConfig:

@@ -15,6 +15,7 @@ COMMANDS = [
     ("generate", "ase_hvae.cli.generate"),
     ("train", "ase_hvae.cli.train"),
     ("phonons", "ase_hvae.cli.phonons"),
+    ("rerank", "ase_hvae.cli.rerank"),
     ("info", "ase_hvae.cli.info"),
 ]
 
@@ -54,7 +55,10 @@ def run_command(command: str, function: Callable[[], None], *, traceback: bool =
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_BROKEN_PIPE)
     except KeyboardInterrupt:
-        print(f"ase-hvae {command}: interrupted; a run goes on with --resume", file=sys.stderr)
+        print(
+            f"ase-hvae {command}: interrupted; a run goes on with --resume, a rerank with the same line",
+            file=sys.stderr,
+        )
         sys.exit(130)
     except (AseHvaeError, CalculatorError) as error:
         if traceback:

@@ -3,6 +3,15 @@
 from ase_hvae.database.candidates import CandidateDatabase
 from ase_hvae.database.folder import RunFolder
 from ase_hvae.database.rows import Entry
-from ase_hvae.database.stores import check_url, without_password
+from ase_hvae.database.stores import SqliteStore, check_url, files_of, said_clearly, without_password
 
-__all__ = ["CandidateDatabase", "Entry", "RunFolder", "check_url", "without_password"]
+__all__ = [
+    "CandidateDatabase",
+    "Entry",
+    "RunFolder",
+    "SqliteStore",
+    "check_url",
+    "files_of",
+    "said_clearly",
+    "without_password",
+]

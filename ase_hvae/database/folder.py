@@ -85,7 +85,10 @@ class RunFolder:
     def _contents(self) -> list[Path]:
         """All that a run writes."""
         names = ("summary.json", "replicas.jsonl", "structures", "calculator.json", "calculator_runs", "database.json")
-        return [*files_of(self.database), self.config, self.log, *(self.path / name for name in names)]
+        databases = [self.database, *sorted(self.path.glob("rerank_*.db"))]
+        labels = sorted(self.path.glob("labels_*.extxyz"))
+        files = [file for database in databases for file in files_of(database)]
+        return [*files, self.config, self.log, *(self.path / name for name in names), *labels]
 
     @contextmanager
     def locked(self) -> Iterator[None]:

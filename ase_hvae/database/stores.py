@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from ase_hvae.errors import ConfigError, RunFolderError
 
 logger = logging.getLogger(__name__)
 
+RESUME = "add --resume to go on"
 SCHEMES = ("postgresql", "postgres")
 OWNER = "ase_hvae_run"  # key of the metadata that says to which run folder a schema belongs
 
@@ -71,10 +72,21 @@ class SqliteStore:
 
     ASE's lock file beside the database is not used: a run that is killed while it writes would leave it behind, and
     the resumed run would wait for it for ever. SQLite guards its file itself.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    metadata : mapping, optional
+        What the file is to say of itself from its beginning; JSON types.
+    go_on : str
+        How to go on after an error, in words.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, metadata: Mapping[str, Any] | None = None, go_on: str = RESUME) -> None:
         self.path = path
+        self.metadata = dict(metadata or {})
+        self.go_on = go_on
 
     def exists(self) -> bool:
         """Whether the file is there."""
@@ -87,8 +99,8 @@ class SqliteStore:
         partial = self.path.with_name(f".part.{self.path.name}")
         for leftover in files_of(partial):
             leftover.unlink(missing_ok=True)
-        with said_clearly(str(self.path)):
-            connect(partial, use_lock_file=False).count()
+        with said_clearly(str(self.path), self.go_on):
+            connect(partial, use_lock_file=False).metadata = self.metadata
             connection = sqlite3.connect(partial)
             (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
             connection.close()
@@ -99,7 +111,10 @@ class SqliteStore:
     @contextmanager
     def opened(self) -> Iterator[Any]:
         """See :class:`Store`."""
-        with said_clearly(str(self.path)), _transaction(connect(self.path, use_lock_file=False)) as database:
+        with (
+            said_clearly(str(self.path), self.go_on),
+            _transaction(connect(self.path, use_lock_file=False)) as database,
+        ):
             yield database
 
 
@@ -216,18 +231,18 @@ def _transaction(database: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def said_clearly(name: str) -> Iterator[None]:
+def said_clearly(name: str, go_on: str = RESUME) -> Iterator[None]:
     """Tell what to do if a file of a run or its database cannot be used."""
     try:
         yield
-    except (sqlite3.OperationalError, OSError) as error:
-        remedy = "free space, or end the other program that uses it, then add --resume to go on"
+    except (sqlite3.Error, OSError) as error:
+        remedy = f"free space, or end the other program that uses it, then {go_on}"
         raise RunFolderError(f"cannot use {name}: {error}; {remedy}") from error
     except Exception as error:
         if not _is_from_server(error):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        remedy = "see that the server runs and lets you in (PGPASSWORD or ~/.pgpass), then add --resume to go on"
+        remedy = f"see that the server runs and lets you in (PGPASSWORD or ~/.pgpass), then {go_on}"
         raise RunFolderError(f"cannot use {name}: {reason}; {remedy}") from error
 
 
