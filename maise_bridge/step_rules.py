@@ -65,7 +65,7 @@ class Bfgs:
     """BFGS of the inverse Hessian, within a trust radius; a step that raises the enthalpy is taken back and shortened.
 
     The inverse Hessian stays positive definite, since what curves the wrong way is not learned; so every step begins
-    downhill, and the accepted points never rise; but where the enthalpies jump, the forces decide.
+    downhill, and the accepted points never rise; but where the enthalpies do not fit the forces, these decide.
 
     References
     ----------
@@ -78,6 +78,7 @@ class Bfgs:
         self._forces = self._step = np.empty(0)
         self._enthalpy = np.inf
         self._misfit = np.inf  # of forces and enthalpy, eV, over the last step that was taken back
+        self._at_fault = False
 
     def step(self, forces: np.ndarray, enthalpy: float) -> np.ndarray:
         """Next step; it may lead back first."""
@@ -102,18 +103,22 @@ class Bfgs:
         return back + self._step
 
     def _falls(self, forces: np.ndarray, enthalpy: float) -> bool:
-        """Whether the last step led downhill: by the enthalpies, or by the forces where the enthalpies are at fault.
+        """Whether the last step led downhill: by the enthalpies, or by the forces once the enthalpies are at fault.
 
         Between enthalpies and forces along the step lies the error of the trapezoidal rule, which falls with the cube
         of the step, on a smooth surface. Where a step a quarter as long, after one that was taken back, leaves more
-        than an eighth of it, the enthalpies are noisy or jump, as with the mesh of k-points that follows the cell.
+        than an eighth of it, the enthalpies are noisy, jump, as with the mesh of k-points that follows the cell, or
+        do not belong to the forces, as with few plane waves. From then on the forces decide.
         """
+        by_forces = -0.5 * np.vdot(self._forces + forces, self._step)
+        if self._at_fault:
+            return by_forces <= 0
         rise = enthalpy - self._enthalpy
         if rise <= _NOISE * len(forces):
             return True
-        by_forces = -0.5 * np.vdot(self._forces + forces, self._step)
         misfit, self._misfit = self._misfit, abs(rise - by_forces)
-        return by_forces <= 0 and self._misfit > misfit / 8
+        self._at_fault = by_forces <= 0 and self._misfit > misfit / 8
+        return self._at_fault
 
     def _learn(self, gradient_change: np.ndarray) -> None:
         """Update the inverse Hessian by the last step, unless the surface curves downwards along it."""

@@ -176,6 +176,24 @@ def test_a_jump_of_the_energy_on_the_way_does_not_stop_a_relaxation(share):
     assert rough.energy == pytest.approx(smooth.energy + 0.02 * len(atoms), abs=1e-6)
 
 
+class FewWaves(EMT):
+    """EMT with energies that noise and a slope in the volume, 1.6 GPa, part from forces and stress."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        noise = 1e-3 * np.sin(1e7 * self.results["energy"])
+        self.results["energy"] += noise - 0.01 * self.atoms.get_volume()
+        self.results["free_energy"] = self.results["energy"]
+
+
+def test_energies_that_do_not_fit_the_forces_do_not_stop_a_relaxation():
+    for given in metals():
+        smooth, rough = (relax(given, calc, fmax=1e-3) for calc in (EMT(), FewWaves()))
+        assert rough.converged
+        assert rough.n_steps <= smooth.n_steps + 15
+        assert EMT().get_potential_energy(rough.atoms) == pytest.approx(smooth.energy, abs=1e-5)
+
+
 class Smeared(EMT):
     """EMT whose energy is not the one that the forces belong to."""
 
