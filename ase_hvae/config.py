@@ -118,7 +118,7 @@ class RelaxConfig:
 
     fmax: float = option(0.01, "largest force at convergence", unit="eV/Å", above=0.0)
     max_steps: int = option(500, "most optimizer steps", minimum=1)
-    optimizer: str = option("BFGS", "optimizer", choices=("BFGS", "FIRE", "LBFGS"))
+    optimizer: str = option("BFGS", "optimizer", choices=("BFGS", "FIRE"))
     pressure: float = option(0.0, "hydrostatic pressure", unit="GPa")
 
 

@@ -19,13 +19,14 @@ from ase.calculators.calculator import BaseCalculator, CalculatorError
 
 from ase_hvae import compare, elasticity, phonons, symmetry
 from ase_hvae.calculators import CalculatorRecord, get_calculator
+from ase_hvae.calculators.relaxation import relaxes_together
 from ase_hvae.candidate import Candidate
 from ase_hvae.compare import KnownCrystals
 from ase_hvae.config import GenerateConfig
 from ase_hvae.errors import AseHvaeError, RelaxationError
 from ase_hvae.phonons import PhononResult
 from ase_hvae.rdf import radial_distribution
-from ase_hvae.relax import RelaxResult, relax_many, relaxes_together
+from ase_hvae.relax import RelaxResult, relax_many
 from ase_hvae.replicas import Replica
 from ase_hvae.source import CHILD_STREAM, CrystalSource, also_known
 
@@ -97,7 +98,7 @@ class Funnel:
     @property
     def relax_together(self) -> int:
         """How many candidates one call of :meth:`relax` should get: what an interruption may lose against speed."""
-        return TOGETHER if relaxes_together(self.calc, self.source.config.relax.optimizer) else 1
+        return TOGETHER if relaxes_together(self.calc) else 1
 
     def relax(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Relax, find the symmetry that each crystal has now, and finish in its standardized primitive cell."""

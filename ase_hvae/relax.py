@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import BaseCalculator, CalculationFailed, CalculatorError
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.filters import FrechetCellFilter, UnitCellFilter
-from ase.optimize import BFGS, FIRE, LBFGS
-from ase.optimize.optimize import Optimizer
-from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
+from ase.calculators.calculator import BaseCalculator, CalculatorError
 
+from ase_hvae.calculators.relaxation import Bounds as RelaxLimits
+from ase_hvae.calculators.relaxation import no_constraints, relaxations
 from ase_hvae.errors import AseHvaeError, RelaxationError, StructureError
 from ase_hvae.structures import check_structure
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:  # compiled code is loaded where something is relaxed
+    from ase_hvae.calculators.relaxation import Relaxed
 
-OPTIMIZERS: Mapping[str, type[Optimizer]] = {"BFGS": BFGS, "FIRE": FIRE, "LBFGS": LBFGS}
-BATCH_OPTIMIZERS = ("BFGS", "FIRE")  # that calculators with a `batch_relax` have
-
-
-@dataclass(frozen=True)
-class RelaxLimits:
-    """Bounds that a relaxation must not leave; beyond them the potential, not the crystal, is at work.
-
-    Attributes
-    ----------
-    volume_factor : float
-        Volume may grow or shrink by at most this factor.
-    length_factor : float
-        No cell vector may grow by more than this factor.
-    min_distance : float
-        Smallest distance between two atoms, Å.
-    """
-
-    volume_factor: float = 3.0
-    length_factor: float = 4.0
-    min_distance: float = 0.5
+OPTIMIZERS = ("BFGS", "FIRE")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,43 +60,6 @@ class RelaxResult:
     extrapolation: float | None = None
 
 
-class CellFilter(FrechetCellFilter):
-    """ASE's FrechetCellFilter without its cost: positions in the undeformed cell and log F, for deformation F.
-
-    ASE calls scipy for one matrix logarithm and nine Frechet derivatives a step: 7 ms on an idle core, a second where
-    scipy's BLAS threads compete for cores. Here the logarithm is the state, and the nine derivatives are one adjoint.
-    """
-
-    def __init__(self, atoms: Atoms, scalar_pressure: float = 0.0) -> None:
-        super().__init__(atoms, scalar_pressure=scalar_pressure)
-        self._log_deformation = np.zeros((3, 3))
-
-    def get_positions(self) -> np.ndarray:
-        """Undeformed positions and scaled log F, ``(n_atoms + 3, 3)``."""
-        positions = UnitCellFilter.get_positions(self)
-        positions[-3:] = self._log_deformation * self.exp_cell_factor
-        return positions
-
-    def set_positions(self, new: np.ndarray, **kwargs: bool) -> None:  # type: ignore[override]
-        """Set positions and cell from undeformed positions and scaled log F."""
-        self._log_deformation = new[-3:] / self.exp_cell_factor
-        deformed = np.concatenate([new[:-3], self.cell_factor * _expm(self._log_deformation)])
-        UnitCellFilter.set_positions(self, deformed, **kwargs)
-
-    def get_forces(self, **kwargs: bool) -> np.ndarray:
-        """Minus the gradient of the enthalpy by what :meth:`get_positions` returns."""
-        stress = voigt_6_to_full_3x3_stress(self.atoms.get_stress(**kwargs)) + self.scalar_pressure * np.eye(3)
-        deformation = _expm(self._log_deformation)
-        virial = -self.atoms.cell.volume * stress
-        block = np.zeros((6, 6))
-        block[:3, :3] = block[3:, 3:] = self._log_deformation.T
-        block[:3, 3:] = virial @ np.linalg.inv(deformation.T)
-        self.stress = full_3x3_to_voigt_6_stress(stress)
-        return np.concatenate(
-            [self.atoms.get_forces(**kwargs) @ deformation, _expm(block)[:3, 3:] / self.exp_cell_factor]
-        )
-
-
 def relax(
     atoms: Atoms,
     calc: BaseCalculator,
@@ -135,7 +75,7 @@ def relax(
     Parameters
     ----------
     atoms : Atoms
-        Periodic crystal; not modified. Constraints are kept.
+        Periodic crystal without constraints; not modified.
     calc : Calculator
         Any ASE calculator with energy, forces and stress.
     fmax : float
@@ -144,7 +84,8 @@ def relax(
     max_steps : int
         Step limit; not converging within it is no error.
     optimizer : str
-        ASE's ``"FIRE"``, ``"BFGS"`` or ``"LBFGS"``.
+        ``"BFGS"``, which takes back a step that raises the enthalpy, or ``"FIRE"``, which takes the steps of ASE's FIRE
+        on FrechetCellFilter; see :func:`maise_bridge.batch_relax.batch_relax`. Each step costs one calculation.
     scalar_pressure : float
         Hydrostatic pressure, eV/Å³.
     limits : RelaxLimits, optional
@@ -162,46 +103,24 @@ def relax(
     RelaxationError
         If the crystal collapses, evaporates or leaves another bound.
     StructureError
-        If the input is not a crystal.
+        If the input is not a crystal, or has constraints.
 
     References
     ----------
     Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006).
     """
-    limits = limits or RelaxLimits()
-    _check_options(fmax, max_steps, optimizer, scalar_pressure)
-    check_structure(atoms, label="structure to relax", min_distance=limits.min_distance)
-    work = atoms.copy()
-    work.calc = calc
-    energy_initial = _evaluate(work)[0]
-    filtered = CellFilter(work, scalar_pressure=scalar_pressure)
-    dynamics = OPTIMIZERS[optimizer](filtered, logfile=None)  # type: ignore[arg-type]
-    for _ in dynamics.irun(fmax=fmax, steps=max_steps):
-        _check_limits(work, atoms, limits, dynamics.nsteps)
-        _evaluate(work)
-    energy, forces, stress = _evaluate(work)
-    relaxed = work.copy()
-    relaxed.calc = SinglePointCalculator(relaxed, energy=energy, forces=forces, stress=stress)
-    final_fmax = float(np.linalg.norm(filtered.get_forces(), axis=1).max())
-    result = RelaxResult(
-        atoms=relaxed,
-        energy=energy,
-        energy_initial=energy_initial,
-        enthalpy=energy + scalar_pressure * relaxed.cell.volume,
-        forces=forces,
-        stress=stress,
-        fmax=final_fmax,
-        converged=final_fmax < fmax,
-        n_steps=dynamics.nsteps,
-        extrapolation=_extrapolation(work),
+    ((_, found),) = relax_many(
+        [atoms],
+        calc,
+        fmax=fmax,
+        max_steps=max_steps,
+        optimizer=optimizer,
+        scalar_pressure=scalar_pressure,
+        limits=limits,
     )
-    logger.debug("relaxed %s in %d steps, fmax %.2g eV/Å", relaxed.symbols, result.n_steps, result.fmax)
-    return result
-
-
-def relaxes_together(calc: BaseCalculator, optimizer: str) -> bool:
-    """Whether :func:`relax_many` hands all crystals to the calculator at once."""
-    return hasattr(calc, "batch_relax") and optimizer in BATCH_OPTIMIZERS
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def relax_many(
@@ -214,10 +133,10 @@ def relax_many(
     scalar_pressure: float = 0.0,
     limits: RelaxLimits | None = None,
 ) -> Iterator[tuple[int, RelaxResult | AseHvaeError | CalculatorError]]:
-    """Relax crystals independently of one another; what fails is a result too, and comes without a traceback.
+    """Relax crystals independently of one another; what fails is a result too.
 
-    A calculator that has a method `batch_relax`, as :class:`maise_bridge.MaiseCalculator`, relaxes all of them at once
-    by its own FIRE or BFGS; others take one after the other through :func:`relax`.
+    A calculator that has a method `batch_relax`, as :class:`maise_bridge.MaiseCalculator`, relaxes all of them at once;
+    others take one after the other, by the same steps.
 
     Parameters
     ----------
@@ -238,36 +157,33 @@ def relax_many(
     """
     limits = limits or RelaxLimits()
     _check_options(fmax, max_steps, optimizer, scalar_pressure)
-    options: dict[str, Any] = {
-        "fmax": fmax,
-        "max_steps": max_steps,
-        "optimizer": optimizer,
-        "scalar_pressure": scalar_pressure,
-    }
-    if not relaxes_together(calc, optimizer):
-        for number, atoms in enumerate(structures):
-            try:
-                yield number, relax(atoms, calc, limits=limits, **options)
-            except (AseHvaeError, CalculatorError) as error:
-                yield number, error
-        return
     numbers = []
     for number, atoms in enumerate(structures):
         try:
-            check_structure(atoms, label="structure to relax", min_distance=limits.min_distance)
+            _check_crystal(atoms, limits)
         except StructureError as error:
             yield number, error
         else:
             numbers.append(number)
-    together: Any = calc
-    for end in together.batch_relax([structures[number] for number in numbers], bounds=limits, **options):
-        number = numbers[end.index]
-        yield number, _result(end, scalar_pressure) if end.failure is None else _left_bounds(structures[number], end)
+    for place, end in relaxations(
+        [structures[number] for number in numbers],
+        calc,
+        bounds=limits,
+        fmax=fmax,
+        max_steps=max_steps,
+        optimizer=optimizer,
+        scalar_pressure=scalar_pressure,
+    ):
+        number = numbers[place]
+        yield number, end if isinstance(end, CalculatorError) else _result(structures[number], end, scalar_pressure)
 
 
-def _result(end: Any, scalar_pressure: float) -> RelaxResult:
-    """Result of a batched relaxation that stayed within its bounds."""
+def _result(atoms: Atoms, end: Relaxed, scalar_pressure: float) -> RelaxResult | RelaxationError:
+    """What came of a relaxation of `atoms`."""
+    if end.failure is not None:
+        return RelaxationError(f"relaxation of {atoms.symbols} left its bounds: {end.failure}")
     evaluation = end.evaluation
+    assert evaluation.stress is not None  # of a crystal
     return RelaxResult(
         atoms=end.atoms,
         energy=evaluation.energy,
@@ -278,18 +194,14 @@ def _result(end: Any, scalar_pressure: float) -> RelaxResult:
         fmax=end.fmax,
         converged=end.converged,
         n_steps=end.n_steps,
-        extrapolation=float(evaluation.extrapolation.max()),
+        extrapolation=None if evaluation.extrapolation is None else float(evaluation.extrapolation.max()),
     )
 
 
-def _left_bounds(atoms: Atoms, end: Any) -> RelaxationError:
-    return RelaxationError(f"relaxation of {atoms.symbols} left its bounds: {end.failure}")
-
-
-def _extrapolation(atoms: Atoms) -> float | None:
-    """Largest excursion from the training data of the calculator, if it reports that."""
-    values = getattr(atoms.calc, "results", {}).get("extrapolation")
-    return None if values is None else float(np.max(values))
+def _check_crystal(atoms: Atoms, limits: RelaxLimits) -> None:
+    check_structure(atoms, label="structure to relax", min_distance=limits.min_distance)
+    if atoms.constraints:
+        raise StructureError(f"structure to relax {no_constraints(atoms)}")
 
 
 def _check_options(fmax: float, max_steps: int, optimizer: str, scalar_pressure: float) -> None:
@@ -301,45 +213,3 @@ def _check_options(fmax: float, max_steps: int, optimizer: str, scalar_pressure:
         raise ValueError(f"optimizer is {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
     if not np.isfinite(scalar_pressure):
         raise ValueError(f"scalar_pressure is {scalar_pressure}; it must be finite, in eV/Å³")
-
-
-def _expm(matrix: np.ndarray) -> np.ndarray:
-    """Matrix exponential of a small matrix: Taylor series of a scaled-down matrix, squared up again."""
-    norm = np.abs(matrix).sum(axis=1).max()
-    n_squarings = max(0, int(np.ceil(np.log2(norm / 0.25)))) if norm > 0 else 0
-    scaled = matrix / 2.0**n_squarings
-    term = result = np.eye(len(matrix))
-    for order in range(1, 13):  # 0.25^13 / 13! = 2e-18
-        term = term @ scaled / order
-        result = result + term
-    for _ in range(n_squarings):
-        result = result @ result
-    return result
-
-
-def _evaluate(atoms: Atoms) -> tuple[float, np.ndarray, np.ndarray]:
-    """Energy, forces and stress, refused unless finite; ASE calculators answer repeated questions from their cache."""
-    energy = float(atoms.get_potential_energy())
-    forces = np.array(atoms.get_forces())
-    stress = np.array(atoms.get_stress(voigt=True))
-    for name, value in (("energy", energy), ("forces", forces), ("stress", stress)):
-        if not np.isfinite(value).all():
-            raise CalculationFailed(f"calculator returned a non-finite {name} for {atoms.symbols}")
-    return energy, forces, stress
-
-
-def _check_limits(atoms: Atoms, initial: Atoms, limits: RelaxLimits, n_steps: int) -> None:
-    """Stop a relaxation that has left physical bounds."""
-    where = f"relaxation of {initial.symbols} left its bounds after {n_steps} steps:"
-    if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell).all()):
-        raise RelaxationError(f"{where} positions or cell are not finite")
-    ratio = atoms.cell.volume / initial.cell.volume
-    if not 1 / limits.volume_factor <= ratio <= limits.volume_factor:
-        raise RelaxationError(f"{where} the volume changed by a factor {ratio:.3g}, limit {limits.volume_factor:g}")
-    stretch = float((atoms.cell.lengths() / initial.cell.lengths()).max())
-    if stretch > limits.length_factor:
-        raise RelaxationError(f"{where} a cell vector grew by a factor {stretch:.3g}, limit {limits.length_factor:g}")
-    try:
-        check_structure(atoms, min_distance=limits.min_distance)
-    except StructureError as error:
-        raise RelaxationError(f"{where} {error}") from error

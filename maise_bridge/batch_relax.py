@@ -16,12 +16,32 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from maise_bridge.bounds import Bounds, no_constraints
 from maise_bridge.neighbors import NeighborList, NeighborListCache
-from maise_bridge.potential import Evaluation
 from maise_bridge.step_rules import Bfgs, Fire, StepRule
 from maise_bridge.symmetry_projection import Operations, projector
 
 OPTIMIZERS: Mapping[str, type[StepRule]] = {"FIRE": Fire, "BFGS": Bfgs}
+
+
+class Evaluated(Protocol):
+    """What a potential says about one structure, as :class:`maise_bridge.potential.Evaluation` has it.
+
+    The forces are derivatives of `free_energy`, which differs from `energy` for electrons with a width.
+    """
+
+    @property
+    def energy(self) -> float: ...  # eV
+    @property
+    def free_energy(self) -> float: ...  # eV
+    @property
+    def forces(self) -> np.ndarray: ...  # eV/Å, (n_atoms, 3)
+    @property
+    def virial(self) -> np.ndarray: ...  # eV, (6,)
+    @property
+    def stress(self) -> np.ndarray | None: ...  # eV/Å³, (6,)
+    @property
+    def extrapolation(self) -> np.ndarray | None: ...  # (n_atoms,)
 
 
 class Potential(Protocol):
@@ -29,27 +49,8 @@ class Potential(Protocol):
 
     cutoff: float
 
-    def evaluate(self, structures: Sequence[Atoms], *, neighbors: NeighborList | None = None) -> list[Evaluation]:
+    def evaluate(self, structures: Sequence[Atoms], *, neighbors: NeighborList | None = None) -> Sequence[Evaluated]:
         """Energies, forces and stresses of some structures."""
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What a relaxation must not leave; beyond it the potential, not the crystal, is at work.
-
-    Attributes
-    ----------
-    volume_factor : float
-        Volume may grow or shrink by at most this factor.
-    length_factor : float
-        No cell vector may grow by more than this factor.
-    min_distance : float
-        Smallest distance between two atoms; Å.
-    """
-
-    volume_factor: float = 3.0
-    length_factor: float = 4.0
-    min_distance: float = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ class Relaxed:
 
     index: int
     atoms: Atoms
-    evaluation: Evaluation
+    evaluation: Evaluated
     energy_initial: float
     fmax: float
     converged: bool
@@ -132,8 +133,8 @@ def batch_relax(
     Raises
     ------
     ValueError
-        If an option makes no sense, or a structure is no crystal of the potential's species or does not have its
-        symmetry; before any step.
+        If an option makes no sense, or a structure is no crystal of the potential's species, has constraints or does
+        not have its symmetry; before any step.
 
     References
     ----------
@@ -150,6 +151,8 @@ def batch_relax(
     for number, atoms in enumerate(structures):
         if not (np.isfinite(atoms.cell.array).all() and atoms.cell.rank == 3 and atoms.pbc.all()):
             raise ValueError(f"structure {number} ({atoms.symbols}) is no crystal: three finite cell vectors, pbc=True")
+        if atoms.constraints:
+            raise ValueError(f"structure {number} ({atoms.symbols}) {no_constraints(atoms)}")
     projectors = _projectors(structures, symmetry)
     waiting = (
         _Flight(index, atoms, OPTIMIZERS[optimizer](), onto)
@@ -217,7 +220,7 @@ class _Flight:
         self.n_steps = 0
         self.energy_initial = np.nan
 
-    def end(self, evaluation: Evaluation, fmax: float, converged: bool, failure: str | None) -> Relaxed:
+    def end(self, evaluation: Evaluated, fmax: float, converged: bool, failure: str | None) -> Relaxed:
         stress = evaluation.stress
         self.atoms.calc = SinglePointCalculator(
             self.atoms, energy=evaluation.energy, forces=evaluation.forces, stress=stress
@@ -252,7 +255,7 @@ class _Batch:
         """Rows of one crystal's coordinates."""
         return slice(self.first[number], self.first[number + 1])
 
-    def forces(self, evaluations: Sequence[Evaluation], pressure: float) -> tuple[np.ndarray, np.ndarray]:
+    def forces(self, evaluations: Sequence[Evaluated], pressure: float) -> tuple[np.ndarray, np.ndarray]:
         """Minus the gradient of the enthalpies by the coordinates, symmetric where asked for, and the enthalpies."""
         logarithms = self._logarithms()
         deformations = _expm(logarithms)
@@ -270,13 +273,13 @@ class _Batch:
             if flight.projector is not None:
                 rows = self.rows(number)
                 out[rows] = (flight.projector @ out[rows].ravel()).reshape(-1, 3)
-        return out, np.array([evaluation.energy for evaluation in evaluations]) + pressure * volumes
+        return out, np.array([evaluation.free_energy for evaluation in evaluations]) + pressure * volumes
 
     def largest(self, forces: np.ndarray) -> np.ndarray:
         """Largest norm of a row of each crystal."""
         return np.sqrt(np.maximum.reduceat(np.einsum("nx,nx->n", forces, forces), self.first[:-1]))
 
-    def failures(self, evaluations: Sequence[Evaluation], neighbors: NeighborList, bounds: Bounds) -> list[str | None]:
+    def failures(self, evaluations: Sequence[Evaluated], neighbors: NeighborList, bounds: Bounds) -> list[str | None]:
         """What ends the relaxation of each crystal before its time."""
         bonds, (_, squares) = neighbors.topology, neighbors.measured
         shortest = np.full(len(self.flights), np.inf)
@@ -286,15 +289,9 @@ class _Batch:
         stretches = (np.linalg.norm(cells, axis=2) / np.linalg.norm(self.initial_cells, axis=2)).max(axis=1)
         out: list[str | None] = []
         for number, evaluation in enumerate(evaluations):
-            finite = np.isfinite(evaluation.energy) and np.isfinite(evaluation.forces).all()
-            if not 1 / bounds.volume_factor <= ratios[number] <= bounds.volume_factor:
-                reason = f"the volume changed by a factor {ratios[number]:.3g}, limit {bounds.volume_factor:g}"
-            elif stretches[number] > bounds.length_factor:
-                reason = f"a cell vector grew by a factor {stretches[number]:.3g}, limit {bounds.length_factor:g}"
-            elif shortest[number] < bounds.min_distance:
-                reason = f"two atoms are {shortest[number]:.3g} Å apart, limit {bounds.min_distance:g} Å"
-            else:
-                reason = "" if finite else "energy or forces are not finite"
+            reason = bounds.violation(ratios[number], stretches[number], shortest[number])
+            if reason is None and not (np.isfinite(evaluation.energy) and np.isfinite(evaluation.forces).all()):
+                reason = "energy or forces are not finite"
             out.append(f"{reason} (after {self.flights[number].n_steps} steps)" if reason else None)
         return out
 

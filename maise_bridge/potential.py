@@ -52,6 +52,11 @@ class Evaluation:
     stress: np.ndarray | None
     extrapolation: np.ndarray
 
+    @property
+    def free_energy(self) -> float:
+        """The energy whose derivatives the forces are: `energy`."""
+        return self.energy
+
 
 class MaisePotential:
     """A MAISE neural network, evaluated natively.

@@ -65,7 +65,7 @@ class Bfgs:
     """BFGS of the inverse Hessian, within a trust radius; a step that raises the enthalpy is taken back and shortened.
 
     The inverse Hessian stays positive definite, since what curves the wrong way is not learned; so every step begins
-    downhill, and the accepted points never rise.
+    downhill, and the accepted points never rise; but where the enthalpies do not fit the forces, these decide.
 
     References
     ----------
@@ -77,6 +77,8 @@ class Bfgs:
         self._radius = _LONGEST
         self._forces = self._step = np.empty(0)
         self._enthalpy = np.inf
+        self._misfit = np.inf  # of forces and enthalpy, eV, over the last step that was taken back
+        self._at_fault = False
 
     def step(self, forces: np.ndarray, enthalpy: float) -> np.ndarray:
         """Next step; it may lead back first."""
@@ -84,11 +86,11 @@ class Bfgs:
         if self._inverse is None:
             self._inverse = np.eye(forces.size) / _STIFFNESS
             self._forces, self._enthalpy = forces, enthalpy
-        elif enthalpy <= self._enthalpy + _NOISE * len(forces):
+        elif self._falls(forces, enthalpy):
             self._learn(self._forces - forces)
             if _longest_row(self._step) > 0.9 * self._radius:
                 self._radius = min(2.0 * self._radius, _LONGEST)
-            self._forces, self._enthalpy = forces, enthalpy
+            self._forces, self._enthalpy, self._misfit = forces, enthalpy, np.inf
         else:
             self._learn(self._forces - forces)
             back = -self._step
@@ -99,6 +101,24 @@ class Bfgs:
         step = (self._inverse @ self._forces.ravel()).reshape(forces.shape)
         self._step = step * min(1.0, self._radius / max(_longest_row(step), 1e-300))
         return back + self._step
+
+    def _falls(self, forces: np.ndarray, enthalpy: float) -> bool:
+        """Whether the last step led downhill: by the enthalpies, or by the forces once the enthalpies are at fault.
+
+        Between enthalpies and forces along the step lies the error of the trapezoidal rule, which falls with the cube
+        of the step, on a smooth surface. Where a step a quarter as long, after one that was taken back, leaves more
+        than an eighth of it, the enthalpies are noisy, jump, as with the mesh of k-points that follows the cell, or
+        do not belong to the forces, as with few plane waves. From then on the forces decide.
+        """
+        by_forces = -0.5 * np.vdot(self._forces + forces, self._step)
+        if self._at_fault:
+            return by_forces <= 0
+        rise = enthalpy - self._enthalpy
+        if rise <= _NOISE * len(forces):
+            return True
+        misfit, self._misfit = self._misfit, abs(rise - by_forces)
+        self._at_fault = by_forces <= 0 and self._misfit > misfit / 8
+        return self._at_fault
 
     def _learn(self, gradient_change: np.ndarray) -> None:
         """Update the inverse Hessian by the last step, unless the surface curves downwards along it."""

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE
 
 from maise_bridge import MaiseCalculator
-from maise_bridge.batch_relax import Bounds, batch_relax
+from maise_bridge.batch_relax import OPTIMIZERS, batch_relax
+from maise_bridge.bounds import Bounds
 
 DATA = Path(__file__).parents[1] / "data" / "bridge"
 
@@ -133,6 +135,46 @@ def test_bfgs_ends_in_the_minimum_of_ase(calc, pressure):
         enthalpy = atoms.get_potential_energy() + pressure * atoms.get_volume()
         assert result.evaluation.energy + pressure * result.atoms.get_volume() == pytest.approx(enthalpy, abs=1e-6)
         assert result.atoms.get_volume() == pytest.approx(atoms.get_volume(), rel=1e-4)
+
+
+@pytest.mark.parametrize("pressure", [0.0, 0.05])
+def test_forces_are_the_gradient_of_the_enthalpy_at_large_strains(calc, pressure, monkeypatch):
+    step = 1e-4
+    start = np.concatenate([np.zeros((8, 3)), 0.4 * np.random.default_rng(0).normal(size=(3, 3))])
+    places = [(0, 1), (2, 2), (8, 0), (8, 2), (9, 1), (10, 1)]
+    points = [start]
+    for place in places:
+        for change in (step, -step):
+            points.append(start.copy())
+            points[-1][place] += change
+    seen = []
+
+    class Walk:
+        """Goes to one point after the other, whatever the forces."""
+
+        def step(self, forces, enthalpy):
+            before = points[len(seen) - 1] if seen else np.zeros_like(start)
+            seen.append((forces, enthalpy))
+            return points[len(seen) - 1] - before
+
+    monkeypatch.setitem(OPTIMIZERS, "BFGS", Walk)
+    options = {"fmax": 1e-9, "max_steps": len(points), "scalar_pressure": pressure}
+    bounds = Bounds(volume_factor=100, length_factor=10, min_distance=0.1)
+    (end,) = batch_relax([bulk("Si", cubic=True, a=5.3)], calc.potential, bounds=bounds, **options)
+    assert end.failure is None
+    enthalpies = [enthalpy for _, enthalpy in seen[2:]]
+    enthalpies.append(end.evaluation.energy + pressure * end.atoms.get_volume())
+    gradient = [(enthalpies[2 * n] - enthalpies[2 * n + 1]) / (2 * step) for n in range(len(places))]
+    # central differences err by step^2 times a third derivative of some 10 eV/Å^3
+    assert [-seen[1][0][place] for place in places] == pytest.approx(gradient, abs=1e-5)
+    assert np.abs(gradient).max() > 0.1
+
+
+def test_constraints_are_refused_before_the_first_step(calc):
+    fixed = STRUCTURES[0].copy()
+    fixed.set_constraint(FixAtoms([0]))
+    with pytest.raises(ValueError, match=r"structure 1 \(Si8\) has constraints \(FixAtoms\), but all atoms"):
+        batch_relax([STRUCTURES[0], fixed], calc.potential)
 
 
 def test_structures_are_left_alone_and_no_steps_mean_none(calc):
