@@ -109,7 +109,9 @@ class RerankDatabase:
         if not path.exists():
             return
         with _said_clearly(path):
-            before = connect(path, use_lock_file=False).metadata.get("settings", {})
+            before = connect(path, use_lock_file=False).metadata.get("settings")
+        if before is None:
+            raise ConfigError(f"{path} was not written by rerank; move it away, or add --overwrite to replace it")
         changed = list(_differences(before, self.settings))
         if changed:
             raise ConfigError(
