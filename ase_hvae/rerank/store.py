@@ -109,7 +109,9 @@ class RerankDatabase:
         if not self._store.exists():
             return
         with self._store.opened() as database:
-            before = database.metadata.get("settings", {})
+            before = database.metadata.get("settings")
+        if before is None:
+            raise ConfigError(f"{path} was not written by rerank; move it away, or add --overwrite to replace it")
         changed = list(_differences(before, self.settings))
         if changed:
             raise ConfigError(

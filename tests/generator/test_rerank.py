@@ -335,6 +335,12 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path):
         rerank(run, "factories_of_rerank:emt")
 
 
+def test_a_database_of_something_else_is_refused(run):
+    connect(run / "rerank_factories_of_rerank_emt.db").write(KNOWN["fcc"])
+    with pytest.raises(ConfigError, match="was not written by rerank"):
+        rerank(run, "factories_of_rerank:emt")
+
+
 def test_a_failing_reference_ends_the_rerank_and_leaves_nothing(run, tmp_path):
     (tmp_path / "loose.toml").write_text("[relax]\nmax_steps = 1\n")
     with pytest.raises(RelaxationError, match=r"reference crystal fcc failed by .*not converged"):
