@@ -152,7 +152,7 @@ def rerank(
             "processes", functools.partial(open_evaluator, make), count_workers(workers), time_limit=time_limit
         )
     )
-    with executor:
+    with opened.folder.locked(), executor:
         session = _Session(opened, options.relax.pressure * units.GPa, database, executor, record, labels)
         reference = session.reference()
         rows = session.candidates(reference, retry=retry)
