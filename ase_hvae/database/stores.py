@@ -101,11 +101,7 @@ class SqliteStore:
             leftover.unlink(missing_ok=True)
         with said_clearly(str(self.path), self.go_on):
             connect(partial, use_lock_file=False).metadata = self.metadata
-            connection = sqlite3.connect(partial)
-            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
-            connection.close()
-            if mode != "wal":
-                logger.info("%s: no write-ahead mode on this file system, journal mode %s", self.path, mode)
+            _write_ahead(partial)
             partial.replace(self.path)
 
     @contextmanager
@@ -215,6 +211,17 @@ def _connected(url: str) -> tuple[Any, str]:
 def files_of(path: Path) -> list[Path]:
     """The file of a SQLite database and those that SQLite keeps beside it."""
     return [path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))]
+
+
+def _write_ahead(path: Path) -> None:
+    """Switch a database to write-ahead mode, which network file systems may not have."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            mode = str(error)
+    if mode != "wal":
+        logger.info("no write-ahead mode for %s here (%s): those who read and write it wait for each other", path, mode)
 
 
 @contextmanager
