@@ -24,7 +24,7 @@ from maise_bridge.depo import read_depo, write_depo
 from maise_bridge.families import Split
 from maise_bridge.filters import Filters
 from maise_bridge.maise_data import number_structures
-from maise_bridge.model_file import MaiseModel
+from maise_bridge.model_file import MaiseModel, read_network
 from maise_bridge.objective import MaiseObjective, make_batches, objective
 from maise_bridge.preparation import prepare
 from maise_bridge.stratified import freeze_models
@@ -251,7 +251,8 @@ class Golden:
         assert self.value() == pytest.approx(float(self.wanted["objective_initial_maise"]), abs=1e-6)
         for whitening, maximum in zip(self.data.whitenings, model.maximum, strict=True):
             np.testing.assert_allclose(whitening.maximum, maximum, rtol=1e-9)
-        self.networks.set_weights(model.weights, model.biases)
+        n_kept = 0 if self.data.frozen is None else self.data.frozen.n_first  # inputs of the elements' networks
+        self.networks.set_weights([model.weights[0][:, :, n_kept:], *model.weights[1:]], model.biases)
         assert self.value() ** 0.5 == pytest.approx(float(self.wanted["sqrt_objective_final_maise"]), abs=1e-8)
 
 
@@ -263,10 +264,15 @@ def test_objective_is_that_of_maise() -> None:
 
 
 @needs_reference
-def test_objective_of_a_binary_is_that_of_maise(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fit", ["full", "strat"])
+def test_objective_of_a_binary_is_that_of_maise(fit: str, tmp_path: Path) -> None:
     folder = REFERENCE / "training_cuag_dft"
     with tarfile.open(folder / "DATA.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     options = {"basis": standard_basis(30), "species": ("Cu", "Ag")}
-    golden = Golden("training_cuag_dft_full", tmp_path / "DATA", folder / "PARS" / "index.dat", 0.9, **options)
-    golden.check(read_model(folder / "NNET_full" / "model"))
+    if fit == "strat":
+        files = [folder / "NNET_strat" / f"{symbol}.dat" for symbol in ("Cu", "Ag")]
+        options = {"frozen": freeze_models([read_network(path) for path in files])}
+    name = {"full": "training_cuag_dft_full", "strat": "training_cuag_dft_stratified"}[fit]
+    golden = Golden(name, tmp_path / "DATA", folder / "PARS" / "index.dat", 0.9, **options)
+    golden.check(read_model(folder / f"NNET_{fit}" / "model"))
