@@ -1,21 +1,16 @@
 """Model files that we write, read by the real MAISE; runs where its executable is on PATH."""
 
-import os
-import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.io import write
 
-from maise_bridge import GuptaModel, GuptaPotential, MaiseModel, MaisePotential, read_model, write_model
+from maise_bridge import GuptaModel, GuptaPotential, MaiseModel, MaisePotential, read_model
 from maise_bridge.basis import standard_basis
 from maise_bridge.calculator import find_model
 
 DATA = Path(__file__).parents[1] / "data" / "bridge"
-SETUP = "JOBT {job}\nNPAR 1\nNDIM 3\nMMAX 700\nMITR 0\nRLXT 0\nMINT 0\nETOL 1e-8\nPGPA 0.0\nUREP 100\nCOUT 10\n"
 
 pytestmark = pytest.mark.maise
 
@@ -27,18 +22,6 @@ def crystal(species, spacing):
     cell = spacing * np.array([[2, 0, 0], [0.3, 1.9, 0], [-0.2, 0.4, 2.1]])
     symbols = sorted((species * 5)[:5], key=species.index)
     return Atoms(symbols, cell=cell, pbc=True, scaled_positions=sites + rng.uniform(-0.02, 0.02, sites.shape))
-
-
-def run(folder, model, atoms, job):
-    """Standard output of MAISE for a model and a structure, in an empty folder."""
-    folder.mkdir()
-    write_model(model, folder / "model")
-    write(folder / "POSCAR", atoms, format="vasp", direct=True)
-    (folder / "setup").write_text(SETUP.format(job=job))
-    environment = {**os.environ, "MALLOC_PERTURB_": "255", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["maise"], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def network(species, basis, widths, seed=0):
@@ -69,14 +52,12 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_maise_computes_the_same_from_a_written_model(name, tmp_path):
+def test_maise_computes_the_same_from_a_written_model(name, real_maise):
     model = MODELS[name]()
     atoms = crystal(list(model.species), 2.3 if "three" in name else 2.6)
     potential = GuptaPotential(model) if isinstance(model, GuptaModel) else MaisePotential(model)
     expected = potential.evaluate([atoms])[0]
-    energy = float(re.search(r"^ +0 +(\S+)$", run(tmp_path / "single", model, atoms, 20), re.M)[1])
-    lines = re.findall(r"^ANA(.*)$", run(tmp_path / "test", model, atoms, 23), re.M)
-    forces = np.array([line.split() for line in lines], dtype=float)
+    energy, forces = real_maise(model, atoms)
     assert np.abs(forces).max() > 0.01
     assert energy == pytest.approx(expected.energy, rel=0, abs=1e-11)
     np.testing.assert_allclose(forces, expected.forces, rtol=0, atol=1e-10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
-from maise_bridge import MaiseCalculator, read_model
+from maise_bridge import MaiseCalculator, MaisePotential, read_model
 from maise_bridge.__main__ import main
+from maise_bridge.basis import standard_basis
 from maise_bridge.dataset import LabelError, Labels, read_labels
 from maise_bridge.depo import read_depo, write_depo
 from maise_bridge.families import Split
 from maise_bridge.filters import Filters
 from maise_bridge.maise_data import number_structures
+from maise_bridge.model_file import MaiseModel, read_network
 from maise_bridge.objective import MaiseObjective, make_batches, objective
 from maise_bridge.preparation import prepare
 from maise_bridge.stratified import freeze_models
@@ -144,12 +147,20 @@ def elements(tmp_path: Path) -> list[Path]:
     return models
 
 
-def test_stratified_training_keeps_the_elements(tmp_path: Path) -> None:
-    models = elements(tmp_path)
-    labels = binary(tmp_path)
-    out = tmp_path / "CuAu.model"
-    command = ["train", str(tmp_path / "binary.extxyz"), "--out", str(out), "--freeze", *map(str, models)]
-    assert main([*command, "--epochs", "2", "--iterations", "60", "--seed", "3"]) == 0
+@pytest.fixture(scope="module")
+def stratified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the labels and the model of an alloy, and the models of its elements that it was built on."""
+    folder = tmp_path_factory.mktemp("stratified")
+    models = elements(folder)
+    binary(folder)
+    command = ["train", str(folder / "binary.extxyz"), "--out", str(folder / "CuAu.model"), "--freeze"]
+    assert main([*command, *map(str, models), "--epochs", "2", "--iterations", "60", "--seed", "3"]) == 0
+    return folder
+
+
+def test_stratified_training_keeps_the_elements(stratified: Path) -> None:
+    models, out = [stratified / "Cu.model", stratified / "Au.model"], stratified / "CuAu.model"
+    labels = read_labels(stratified / "binary.extxyz")
     model = read_model(out)
     assert model.species == ("Cu", "Au")
     for element in models:
@@ -164,6 +175,17 @@ def test_stratified_training_keeps_the_elements(tmp_path: Path) -> None:
     assert history[-1, 1] < 0.5 * history[0, 1]
     with pytest.raises(ValueError, match="give two of one element each, or the three binaries"):
         freeze_models([model])
+
+
+@pytest.mark.maise
+def test_maise_computes_the_same_from_a_stratified_model(stratified: Path, real_maise) -> None:
+    model, atoms = read_model(stratified / "CuAu.model"), alloys(("Cu3Au",), 1, seed=5)[0]
+    atoms.positions += 0.8  # no atom on a face of the cell
+    expected = MaisePotential(model).evaluate([atoms])[0]
+    energy, forces = real_maise(model, atoms)
+    assert np.abs(forces).max() > 0.01
+    assert energy == pytest.approx(expected.energy, rel=0, abs=1e-11)
+    np.testing.assert_allclose(forces, expected.forces, rtol=0, atol=1e-10)  # printed with 12 decimals
 
 
 def test_several_species_train_at_once(tmp_path: Path) -> None:
@@ -195,31 +217,62 @@ def test_pictures_and_trees_are_written(gold: Path, tmp_path: Path, capsys) -> N
 
 
 GOLDEN = REFERENCE / "training_golden.json"
+needs_reference = pytest.mark.skipif(not GOLDEN.exists(), reason="no ../shared/maise_reference")
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="no ../shared/maise_reference")
-def test_objective_is_that_of_maise() -> None:
-    folder, wanted = REFERENCE / "training_cu_synthetic", json.loads(GOLDEN.read_text())["training_cu_synthetic"]
-    labels = read_labels(folder / "DATA", filters=Filters(ecut=0.95, emax=5, fmax=50))
-    order = np.argsort(number_structures(labels.uses, wanted["seed"]))
-    listed = [line.split()[1] for line in (folder / "PARS" / "index.dat").read_text().splitlines()]
-    assert all(labels.sources[row].endswith(name[6:] + "POSCAR.0") for row, name in zip(order, listed, strict=True))
-    labels = labels.select(order)
-    labels = replace(labels, energies=np.round(labels.energies, 6))  # as parsed files hold them
-    n, total = wanted["ntrain"], wanted["ntrain"] + wanted["ntest"]
-    split = Split(np.arange(n), np.arange(n, total), np.arange(0))
-    data = prepare(labels.select(range(total)), split, like_maise=True)
-    own = MaiseObjective(force_weight=wanted["wfrc"], force_fraction=0.5, seed=wanted["seed"])
-    settings = TrainingSettings(hidden=(10, 10), weight_decay=wanted["lreg"], objective=own, seed=wanted["seed"])
-    networks = make_networks(data, settings)
-    batches, norm = make_batches(data.labels, data.train, own, zeros=data.zeros, above=data.above)
+class Golden:
+    """A fit of MAISE, and ours from the same rows in the same order, with the same weights of errors and start."""
 
-    def value() -> float:
+    def __init__(self, name: str, data: Path, listed: Path, ecut: float, **options) -> None:
+        self.wanted = wanted = json.loads(GOLDEN.read_text())[name]
+        labels = read_labels(data, filters=Filters(ecut=ecut, emax=5, fmax=50))
+        order = np.argsort(number_structures(labels.uses, wanted["seed"]))
+        names = [line.split()[1] for line in listed.read_text().splitlines()]
+        assert all(labels.sources[row].endswith(name[6:] + "POSCAR.0") for row, name in zip(order, names, strict=True))
+        labels = labels.select(order)
+        labels = replace(labels, energies=np.round(labels.energies, 6))  # as parsed files hold them
+        n, total = wanted["ntrain"], wanted["ntrain"] + wanted["ntest"]
+        split = Split(np.arange(n), np.arange(n, total), np.arange(0))
+        self.data = prepare(labels.select(range(total)), split, like_maise=True, **options)
+        own = MaiseObjective(force_weight=wanted["wfrc"], force_fraction=0.5, seed=wanted["seed"])
+        settings = TrainingSettings(hidden=(10, 10), weight_decay=wanted["lreg"], objective=own, seed=wanted["seed"])
+        self.networks = make_networks(self.data, settings)
+        self.batches, self.norm = make_batches(
+            self.data.labels, self.data.train, own, zeros=self.data.zeros, above=self.data.above
+        )
+
+    def value(self) -> float:
         with torch.no_grad():
-            return float(objective(networks, batches) / norm + wanted["lreg"] * networks.penalty(biases=True))
+            errors = objective(self.networks, self.batches) / self.norm
+            return float(errors + self.wanted["lreg"] * self.networks.penalty(biases=True))
 
-    assert value() == pytest.approx(float(wanted["objective_initial_maise"]), abs=1e-6)
-    model = read_model(folder / "NNET" / "model")
-    np.testing.assert_allclose(data.whitenings[0].maximum, model.maximum[0], rtol=1e-9)
-    networks.set_weights(model.weights, model.biases)
-    assert value() ** 0.5 == pytest.approx(float(wanted["sqrt_objective_final_maise"]), abs=1e-8)
+    def check(self, model: MaiseModel) -> None:
+        """Compare the objective at the start, and at the weights where MAISE ended."""
+        assert self.value() == pytest.approx(float(self.wanted["objective_initial_maise"]), abs=1e-6)
+        for whitening, maximum in zip(self.data.whitenings, model.maximum, strict=True):
+            np.testing.assert_allclose(whitening.maximum, maximum, rtol=1e-9)
+        n_kept = 0 if self.data.frozen is None else self.data.frozen.n_first  # inputs of the elements' networks
+        self.networks.set_weights([model.weights[0][:, :, n_kept:], *model.weights[1:]], model.biases)
+        assert self.value() ** 0.5 == pytest.approx(float(self.wanted["sqrt_objective_final_maise"]), abs=1e-8)
+
+
+@needs_reference
+def test_objective_is_that_of_maise() -> None:
+    folder = REFERENCE / "training_cu_synthetic"
+    golden = Golden("training_cu_synthetic", folder / "DATA", folder / "PARS" / "index.dat", 0.95)
+    golden.check(read_model(folder / "NNET" / "model"))
+
+
+@needs_reference
+@pytest.mark.parametrize("fit", ["full", "strat"])
+def test_objective_of_a_binary_is_that_of_maise(fit: str, tmp_path: Path) -> None:
+    folder = REFERENCE / "training_cuag_dft"
+    with tarfile.open(folder / "DATA.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    options = {"basis": standard_basis(30), "species": ("Cu", "Ag")}
+    if fit == "strat":
+        files = [folder / "NNET_strat" / f"{symbol}.dat" for symbol in ("Cu", "Ag")]
+        options = {"frozen": freeze_models([read_network(path) for path in files])}
+    name = {"full": "training_cuag_dft_full", "strat": "training_cuag_dft_stratified"}[fit]
+    golden = Golden(name, tmp_path / "DATA", folder / "PARS" / "index.dat", 0.9, **options)
+    golden.check(read_model(folder / f"NNET_{fit}" / "model"))
