@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "quality_learning.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    card = find_model("silicon").with_name("silicon.model.json")
+    card = find_model("silicon").with_name("silicon_0.model.json")
     keep = tuple(json.loads(card.read_text())["recipe"]["keep"])
     labels = read_labels(options.labels)
     tables = compute_tables(labels, standard_basis(51))

@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/quality_potential.py [MODEL] [--largest 24] [--random 200]
 
-Prints Markdown tables and writes benchmarks/results/quality_potential.json. Held-out errors are of the network alone,
-without the core repulsion, which is no part of the fit; all else is of the model as it is used. PBE values are of GPAW
-at dense k, see maise_bridge/models/README.md. With matscipy (pip install matscipy) the same numbers by the potentials
-of Stillinger and Weber (Phys. Rev. B 31, 5262, 1985) and Tersoff (Phys. Rev. B 39, 5566, 1989) stand beside them.
+Prints Markdown tables and writes benchmarks/results/quality_potential.json. Held-out errors are of the networks alone,
+without the core repulsion, which is no part of the fit; each row is judged by those of the model's networks that were
+fitted without its family. All else is of the model as it is used. PBE values are of GPAW at dense k, see
+maise_bridge/models/README.md. With matscipy (pip install matscipy) the same numbers by the potentials of Stillinger
+and Weber (Phys. Rev. B 31, 5262, 1985) and Tersoff (Phys. Rev. B 39, 5566, 1989) stand beside them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import json
 import subprocess
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,20 +131,55 @@ def reference_calculators() -> dict[str, Calculator]:
     }
 
 
-def label_errors(calc: Calculator, diamond: float, card: dict[str, Any], window: float = 1.0) -> dict[str, float]:
-    """Root mean square errors on held-out rows up to `window` above diamond; energies in eV/atom, forces in eV/Å."""
-    held_out = set(card["split"]["test"])
+@dataclass(frozen=True, eq=False)
+class Network:
+    """One network of a model, without the core repulsion, and what it knows nothing of.
+
+    Attributes
+    ----------
+    calc : Calculator
+    held_out : frozenset of str
+        Sources of the rows that were held out of its fit, as its card has them.
+    """
+
+    calc: Calculator
+    held_out: frozenset[str]
+
+
+def networks_of(path: Path) -> list[Network]:
+    """Networks with cards: the model's own, or those of which it is the mean, which lie beside it as NAME_0.model."""
+    found = []
+    for file in (path, *sorted(path.parent.glob(f"{path.stem}_[0-9]{path.suffix}"))):
+        card = file.with_name(f"{file.name}.json")
+        if card.exists():
+            held_out = frozenset(json.loads(card.read_text())["split"]["test"])
+            found.append(Network(MaiseCalculator(file, core_repulsion=False), held_out))
+            if file == path:
+                break
+    return found
+
+
+def label_errors(networks: list[Network], window: float = 1.0) -> dict[str, float]:
+    """Root mean square errors on held-out rows up to `window` above diamond; energies in eV/atom, forces in eV/Å.
+
+    A row is given the mean of the networks that know nothing of it; energies are relative to diamond by each.
+    """
+    diamonds = [diamond_energy(network.calc) for network in networks]
     energies, forces = [], []
-    for path in sorted({source.rpartition(", structure ")[0] for source in held_out}):
+    for path in sorted({source.rpartition(", structure ")[0] for network in networks for source in network.held_out}):
         rows = read(ROOT / "maise_bridge" / "models" / Path(path).name, ":")
         for number, atoms in enumerate(rows):
             above = atoms.get_potential_energy() / len(atoms) - PBE_DIAMOND
-            if f"{path}, structure {number}" not in held_out or above > window:
+            judges = [k for k, network in enumerate(networks) if f"{path}, structure {number}" in network.held_out]
+            if not judges or above > window:
                 continue
             bare = Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
-            bare.calc = calc
-            energies.append(bare.get_potential_energy() / len(bare) - diamond - above)
-            forces.append((bare.get_forces() - atoms.get_forces()).ravel())
+            found = []
+            for k in judges:
+                bare.calc = networks[k].calc
+                found.append((bare.get_potential_energy() / len(bare) - diamonds[k], bare.get_forces()))
+            energies.append(np.mean([energy for energy, _ in found]) - above)
+            forces.append((np.mean([force for _, force in found], axis=0) - atoms.get_forces()).ravel())
     return {
         "n": len(energies),
         "energy": float(np.sqrt(np.mean(np.square(energies)))),
@@ -150,13 +187,16 @@ def label_errors(calc: Calculator, diamond: float, card: dict[str, Any], window:
     }
 
 
-def measure(
-    calc: Calculator, largest: int, card: dict[str, Any] | None, network: Calculator | None = None
-) -> dict[str, Any]:
-    """All numbers of one potential that do not need random crystals; errors on labels are those of `network`."""
+def diamond_energy(calc: Calculator) -> float:
+    """Energy per atom of diamond at its minimum; eV."""
+    return relax(bulk("Si", a=5.47), calc, fmax=1e-4).energy / 2
+
+
+def measure(calc: Calculator, largest: int, networks: list[Network]) -> dict[str, Any]:
+    """All numbers of one potential that do not need random crystals; errors on labels are those of `networks`."""
     numbers, energy = diamond_numbers(calc)
     found = {"diamond": numbers, "diamond_energy": energy, "known": known_numbers(calc, energy, largest)}
-    return found | ({} if card is None else {"held_out": label_errors(network or calc, energy, card)})
+    return found | ({"held_out": label_errors(networks)} if networks else {})
 
 
 def random_crystal(rng: np.random.Generator) -> Atoms:
@@ -250,17 +290,20 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="pyxtal|pymatgen|ase.eos")
     path = find_model(options.model)
-    card_file = path.with_name(path.name + ".json")
-    card = json.loads(card_file.read_text()) if card_file.exists() else None
+    networks = networks_of(path)
+    everything = frozenset().union(*(network.held_out for network in networks))
     calc = MaiseCalculator(path)
-    numbers = measure(calc, options.largest, card, MaiseCalculator(path, core_repulsion=False))
+    numbers = measure(calc, options.largest, networks)
     sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     result = {
         "model": path.name,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "git": sha.stdout.strip(),
         **numbers,
-        "references": {name: measure(other, 8, card) for name, other in reference_calculators().items()},
+        "references": {
+            name: measure(other, 8, [Network(other, everything)] if networks else [])
+            for name, other in reference_calculators().items()
+        },
         "random": random_numbers(calc, numbers["diamond_energy"], options.random, options.seed),
     }
     options.out.parent.mkdir(exist_ok=True)
