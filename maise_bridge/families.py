@@ -90,6 +90,7 @@ def split_families(
     test: float = 0.12,
     largest: float = 0.04,
     keep: np.ndarray | None = None,
+    fold: tuple[int, int] | None = None,
     rng: np.random.Generator,
 ) -> Split:
     """Draw whole families for validation and test.
@@ -104,6 +105,9 @@ def split_families(
         Families holding a larger share of the rows are drawn last, the largest of all never.
     keep : ndarray of bool, shape (n,), optional
         Rows whose families stay in training.
+    fold : tuple of int, optional
+        Number, from 0, of a test set and how many there are: these have no family in common and hold all families that
+        may be held out, in about equal parts; instead of the share `test`. The same `rng` each time.
     rng : numpy.random.Generator
 
     Raises
@@ -119,8 +123,10 @@ def split_families(
     shuffled = [family for family in rng.permutation(len(counts)).tolist() if family not in kept]
     order = sorted(shuffled, key=lambda family: counts[family] * (counts[family] > largest * n), reverse=True)
     order = order if kept else order[1:]
-    parts: list[list[int]] = [[], []]
-    for part, share in zip(parts, (test, validation), strict=True):
+    tested = [] if fold is None else _fold(order, counts, *fold)
+    order = [family for family in order if family not in set(tested)]
+    parts: list[list[int]] = [tested, []]
+    for part, share in zip(parts, (test if fold is None else 0.0, validation), strict=True):
         while sum(counts[part]) < share * n:
             if not order:
                 raise ValueError(f"{len(counts)} families are too few for a validation set and a test set")
@@ -130,3 +136,13 @@ def split_families(
     if len(train) == 0:
         raise ValueError(f"{len(counts)} families leave nothing to train on")
     return Split(train=train, validation=held[1], test=held[0])
+
+
+def _fold(families: list[int], counts: np.ndarray, number: int, n_folds: int) -> list[int]:
+    """Families of one of the parts into which all are dealt, each in turn to the part with the fewest rows."""
+    if not 0 <= number < n_folds or n_folds < 2:
+        raise ValueError(f"fold {number} of {n_folds}: give at least two folds, and a number from 0 to one below that")
+    parts: list[list[int]] = [[] for _ in range(n_folds)]
+    for family in families:
+        min(parts, key=lambda part: sum(counts[part])).append(family)
+    return parts[number]

@@ -47,6 +47,8 @@ class Recipe:
         Networks to fit from different initial weights; the model is their mean.
     split_seed : int
         Of the split by family.
+    fold : tuple of int, optional
+        Which of how many disjoint test sets to hold out; see :func:`maise_bridge.families.split_families`.
     keep : tuple of str
         Shell patterns of tags; families with such a row are not held out.
     filters : Filters
@@ -61,6 +63,7 @@ class Recipe:
     seed: int = 0
     n_members: int = 1
     split_seed: int = 0
+    fold: tuple[int, int] | None = None
     keep: tuple[str, ...] = ()
     n_lbfgs: int = 2000
     n_epochs: int = 20
@@ -115,8 +118,15 @@ class FitResult:
     histories: tuple[np.ndarray, ...]
 
 
-def split_labels(labels: Labels, *, seed: int, keep: Sequence[str] = (), threshold: float = 0.03) -> Split:
-    """Split labels by family.
+def split_labels(
+    labels: Labels,
+    *,
+    seed: int,
+    keep: Sequence[str] = (),
+    fold: tuple[int, int] | None = None,
+    threshold: float = 0.03,
+) -> Split:
+    """Split labels by family, also into one of several disjoint test sets (`fold`).
 
     Families with a row whose tag matches one of the patterns `keep`, or that is for training only (``labels.uses``),
     are not held out; rows that are for test only are, and their families with them.
@@ -132,7 +142,9 @@ def split_labels(labels: Labels, *, seed: int, keep: Sequence[str] = (), thresho
             "give both one use"
         )
     others = np.flatnonzero(~tested)
-    split = split_families(families[others], keep=(kept | (labels.uses == 2))[others], rng=np.random.default_rng(seed))
+    split = split_families(
+        families[others], keep=(kept | (labels.uses == 2))[others], fold=fold, rng=np.random.default_rng(seed)
+    )
     test = np.sort(np.concatenate([others[split.test], np.flatnonzero(tested)]))
     return Split(train=others[split.train], validation=others[split.validation], test=test)
 
@@ -178,7 +190,7 @@ def fit(
     hashes = {Path(path).name: hash_labels(path) for path in label_files}
     kept = [_sha256(path) for path in recipe.frozen]
     checkpoint = Checkpoint.open(f"{out}.checkpoint", [asdict(recipe), hashes, kept], overwrite=overwrite)
-    split = split_labels(labels, seed=recipe.split_seed, keep=recipe.keep)
+    split = split_labels(labels, seed=recipe.split_seed, keep=recipe.keep, fold=recipe.fold)
     data = prepare(labels, split, like_maise=recipe.maise is not None, frozen=frozen)
     logger.info("tables of derivatives: %.0f MB", data.n_bytes / 1e6)
     results = [_train_member(data, recipe, member, checkpoint, watch) for member in range(recipe.n_members)]

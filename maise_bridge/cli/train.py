@@ -38,6 +38,7 @@ def _add_fit(add: Callable) -> None:
     add("--seed", type=int, default=0, help="of the first member's initial weights [0]")
     add("--members", type=int, default=1, help="networks to fit, merged into one [1]")
     add("--split-seed", type=int, default=0, help="of the split by family [0]")
+    add("--fold", metavar="I/N", help="hold out test set I, from 0, of N that share no family, instead of an eighth")
     add("--keep", action="append", default=[], metavar="PATTERN", help="config_types whose families are not held out")
     add("--iterations", type=int, default=2000, help="most iterations of L-BFGS [2000]")
     add("--epochs", type=int, default=20, help="epochs of Adam before [20]")
@@ -107,6 +108,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         seed=options.seed,
         n_members=options.members,
         split_seed=options.split_seed,
+        fold=None if options.fold is None else _fold(options.fold),
         keep=tuple(options.keep),
         n_lbfgs=options.iterations,
         n_epochs=options.epochs,
@@ -146,6 +148,14 @@ def _tag_weight(text: str) -> tuple[str, float]:
     if not pattern or not value >= 0:
         raise ValueError(f"--tag-weight {text!r}: give PATTERN=FACTOR, as in 'dia*=4'")
     return pattern, value
+
+
+def _fold(text: str) -> tuple[int, int]:
+    number, _, n_folds = text.partition("/")
+    try:
+        return int(number), int(n_folds)
+    except ValueError:
+        raise ValueError(f"--fold {text!r}: give I/N, as in 0/5") from None
 
 
 @contextmanager

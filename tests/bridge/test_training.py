@@ -163,6 +163,24 @@ def test_kept_rows_are_not_held_out() -> None:
         assert {0, 6, 10} <= set(families[split.train])
 
 
+def test_folds_hold_out_every_family_once() -> None:
+    families = np.repeat(np.arange(30), np.arange(30) % 4 + 1)
+    keep = families == 7
+    splits = [
+        split_families(families, keep=keep, fold=(number, 5), rng=np.random.default_rng(3)) for number in range(5)
+    ]
+    held_out = np.concatenate([split.test for split in splits])
+    assert sorted(held_out) == list(np.flatnonzero(~keep))
+    assert max(len(split.test) for split in splits) - min(len(split.test) for split in splits) <= 4  # a family
+    for split in splits:
+        parts = [set(families[part]) for part in (split.train, split.validation, split.test)]
+        assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
+        assert 7 in parts[0]
+    for fold in ((5, 5), (-1, 5), (0, 1)):
+        with pytest.raises(ValueError, match="give at least two folds"):
+            split_families(families, fold=fold, rng=np.random.default_rng(3))
+
+
 def test_split_refuses_impossible_shares() -> None:
     with pytest.raises(ValueError, match="families are too few"):
         split_families(np.zeros(10, dtype=int), rng=np.random.default_rng(0))
