@@ -27,7 +27,7 @@ from phonopy.structure.atoms import PhonopyAtoms
 from maise_bridge import MaiseCalculator, plugin
 
 RUNS = Path(__file__).parents[1] / "data" / "maise_runs"
-LATTICE_CONSTANT = 5.4754  # Å, of the shipped model, see test_equations_of_state_agree_with_a_relaxation
+LATTICE_CONSTANT = 5.4763  # Å, of the shipped model, see test_equations_of_state_agree_with_a_relaxation
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_phonopy_finds_sound_and_a_triple_optical_mode_at_gamma(calc):
     frequencies = phonon.run_qpoints([[0, 0, 0]]).frequencies[0]
     np.testing.assert_allclose(frequencies[:3], 0.0, atol=1e-3)  # forces add up to zero, so no sum rule is imposed
     np.testing.assert_allclose(frequencies[3:], frequencies[3:].mean(), rtol=1e-6)
-    assert frequencies[3] == pytest.approx(14.5, abs=0.3)  # THz, models/README.md
+    assert frequencies[3] == pytest.approx(15.0, abs=0.3)  # THz, models/README.md
 
 
 def test_equations_of_state_agree_with_a_relaxation(calc):
@@ -226,5 +226,5 @@ def test_equations_of_state_agree_with_a_relaxation(calc):
     FIRE(FrechetCellFilter(atoms, hydrostatic_strain=True), logfile=None).run(fmax=1e-4, steps=100)
     assert volume == pytest.approx(atoms.get_volume(), rel=1e-3)
     assert energy == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
-    assert bulk_modulus / units.GPa == pytest.approx(92.1, abs=2)  # models/README.md
+    assert bulk_modulus / units.GPa == pytest.approx(89.3, abs=2)  # models/README.md
     assert (4 * atoms.get_volume()) ** (1 / 3) == pytest.approx(LATTICE_CONSTANT, abs=2e-3)
