@@ -178,7 +178,7 @@ def test_ranking_of_the_run_is_untouched_and_overwrite_removes_the_rerank(run):
         "labels_factories_of_rerank_Pressed.extxyz",
     }
     RunFolder(run, overwrite=True).clear()
-    assert not list(run.iterdir())
+    assert [path.name for path in run.iterdir()] == [".lock"]
 
 
 def test_labels_are_read_for_a_fit(run):
