@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase import Atoms, units
-from ase.calculators.calculator import BaseCalculator, CalculationFailed, CalculatorError
+from ase.calculators.calculator import BaseCalculator, CalculatorError
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ase_hvae.calculators import CalculatorRecord, get_calculator
+from ase_hvae.calculators.relaxation import CalculatorPotential
 from ase_hvae.config import RelaxConfig
 from ase_hvae.errors import AseHvaeError
 from ase_hvae.relax import relax
@@ -96,18 +96,9 @@ class Evaluator:
     def _single_point(self, atoms: Atoms) -> Atoms:
         """Copy with energy, forces and stress; refused unless they are finite."""
         check_structure(atoms, label="structure to evaluate")
-        work = atoms.copy()
-        work.calc = self.calc
-        results: dict[str, Any] = {
-            "energy": float(work.get_potential_energy()),
-            "forces": np.array(work.get_forces()),
-            "stress": np.array(work.get_stress(voigt=True)),
-        }
-        for name, value in results.items():
-            if not np.isfinite(value).all():
-                raise CalculationFailed(f"calculator returned a non-finite {name} for {work.symbols}")
+        (found,) = CalculatorPotential(self.calc, cutoff=0.0).evaluate([atoms])
         done = atoms.copy()
-        done.calc = SinglePointCalculator(done, **results)
+        done.calc = SinglePointCalculator(done, energy=found.energy, forces=found.forces, stress=found.stress)
         return done
 
 

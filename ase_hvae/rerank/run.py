@@ -219,7 +219,7 @@ class _Session:
         )
         reference = reference or row
         if row.single_point is not None and reference.single_point is not None:
-            above = self._enthalpy(row.single_point) - self._enthalpy(reference.single_point)
+            above = self._above(row.single_point, reference.single_point)
             row = replace(row, energy_above_single_point=above)
         if row.failure is not None:
             return row
@@ -228,15 +228,15 @@ class _Session:
         assert reference.relaxed is not None
         return replace(
             row,
-            energy_above=self._enthalpy(row.relaxed) - self._enthalpy(reference.relaxed),
+            energy_above=self._above(row.relaxed, reference.relaxed),
             volume_change=row.relaxed.cell.volume / row.start.cell.volume - 1.0,
             spacegroup=_spacegroup(row.relaxed, self.run.config),
             became=self._became(row),
         )
 
-    def _enthalpy(self, atoms: Atoms) -> float:
-        """Per atom; eV."""
-        return (atoms.get_potential_energy() + self.pressure * atoms.cell.volume) / len(atoms)
+    def _above(self, atoms: Atoms, reference: Atoms) -> float:
+        """Enthalpy above the reference; eV/atom."""
+        return _enthalpy(atoms, self.pressure) - _enthalpy(reference, self.pressure)
 
     def _became(self, row: Reranked) -> str:
         """Which crystal the relaxed one is."""
@@ -330,8 +330,7 @@ def _reference_start(run: _Run) -> Atoms:
     if opinion.relaxed is None:
         raise RelaxationError(f"reference crystal {name} failed by {record.name}: {opinion.failure}")
     atoms = opinion.relaxed
-    pressure = run.config.relax.pressure * units.GPa
-    now = (atoms.get_potential_energy() + pressure * atoms.cell.volume) / len(atoms)
+    now = _enthalpy(atoms, run.config.relax.pressure * units.GPa)
     if abs(now - energy) > REFERENCE_TOLERANCE:
         raise ConfigError(
             f"reference crystal {name} has {now:.4f} eV/atom by {record.name}, in the run it had {energy:.4f} (limit "
@@ -339,6 +338,11 @@ def _reference_start(run: _Run) -> Atoms:
         )
     atoms.info["name"] = name
     return atoms
+
+
+def _enthalpy(atoms: Atoms, pressure: float) -> float:
+    """Per atom, at a pressure in eV/Å³; eV."""
+    return (atoms.get_potential_energy() + pressure * atoms.cell.volume) / len(atoms)
 
 
 def _to_row(candidate: Candidate) -> Reranked:
