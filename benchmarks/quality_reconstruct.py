@@ -48,6 +48,7 @@ ROOT = Path(__file__).parents[1]
 SETTINGS = RDFSettings()
 THRESHOLD = 0.13  # Pearson distance of an accepted crystal
 NATOMS = tuple(range(1, 9))  # atoms of the crystals of a replica
+PROPOSALS, PROPOSALS_OF_LARGE = 2000, 10_000  # of a call; crystals of up to 8 atoms and larger ones
 SHORTEST = 2.0  # shortest distance of a rejection crystal; Å
 
 
@@ -59,10 +60,12 @@ def search(target: Atoms, prior: WyckoffPrior, seconds: float, seed: int, number
     wanted = AseAtomsAdaptor.get_structure(target)
     counts: Counter[str] = Counter()
     best, spent, attempt = 2.0, 0.0, 0
+    n_proposals = PROPOSALS if len(target) <= max(NATOMS) else PROPOSALS_OF_LARGE
     while spent < seconds:
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number, attempt)))
         start = time.process_time()
-        result = reconstruct(rdf, volume, species=target.symbols[0], natoms=(len(target),), prior=prior, rng=rng)
+        options = {"natoms": (len(target),), "prior": prior, "n_proposals": n_proposals, "rng": rng}
+        result = reconstruct(rdf, volume, species=target.symbols[0], **options)
         spent += time.process_time() - start
         attempt += 1
         counts.update(result.counts)
@@ -199,7 +202,7 @@ def screening_rate(n_atoms: int = 8, n_proposals: int = 50_000) -> float:
     times = []
     for seed in range(4):  # the first may compile
         start = time.process_time()
-        draw(tables, template, np.uint64(seed), 0, goal, 0.1, 0.75, cells, coordinates)
+        draw(tables, template, np.uint64(seed), 0, goal, 0.1, cells, coordinates)
         times.append(time.process_time() - start)
     return n_proposals / float(np.median(times[1:]))
 

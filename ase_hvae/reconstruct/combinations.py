@@ -14,7 +14,7 @@ import numpy as np
 
 from ase_hvae.reconstruct.wyckoff import Site, space_group
 
-MAX_COMBINATIONS = 4000  # most choices of letters of a space group that are listed for one number of atoms
+MAX_COMBINATIONS = 20000  # most choices of letters of a space group that are listed for one number of atoms
 ORBIT_WEIGHT = 0.5  # weight of a drawn choice of Wyckoff positions per orbit: simple crystals are more common
 MAX_FREE = 12  # most free coordinates of a listed choice
 

@@ -1,4 +1,9 @@
-"""Compiled proposals: random cells and free coordinates of a template, screened as they are drawn.
+"""Compiled proposals: a random cell, then orbit after orbit where the target's g(r) leaves room for it.
+
+An orbit is tried in several places. While others are missing, the place counts where the pairs so far exceed the target
+least; the last orbit, and each one when all are taken up and placed anew, goes where g(r) differs least. So the chance
+of a good start is a sum over the orbits instead of a product (compare the Liga algorithm, Juhás et al., Nature 440, 655
+(2006), which builds clusters atom by atom from distances).
 
 Proposal i takes its random numbers from (seed, i) alone, by SplitMix64 (Steele, Lea & Flood 2014): it is the same
 whatever is drawn beside it.
@@ -7,22 +12,28 @@ whatever is drawn beside it.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from ase_hvae.reconstruct.kernels import (
-    add_peaks,
+    add_images,
     compiled,
     determinant,
-    find_pairs,
-    is_apart,
     make_space,
     multiply,
     part,
-    place,
+    place_atoms,
     room,
+    triangulate,
 )
 
+PLACES = np.array([1, 16, 32, 64])  # places tried for an orbit with that many free coordinates
+ROUNDS = 3  # of placing every orbit
+VOLUMES = 0.5  # share of the window of volumes that proposals have
+ROOM = 0.05  # loss that is as good as none in a random place
+N_SHIFTS = 64  # tabulated places of a peak between two grid points
+N_SIGMA = 3.0  # half width of a peak in units of sigma
 MAX_ANGLE = math.pi / 6  # largest deviation of a free cell angle from 90 degrees in a proposal
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -103,47 +114,175 @@ def draw_cell(tables, t, volume, shortest, state, cell):
     multiply(tables.primitive[t], shape, cell)
 
 
+class Draft(NamedTuple):
+    """A crystal under construction.
+
+    Attributes
+    ----------
+    pairs, others, trial, best : ndarray
+        Shape (n_grid,): smeared pairs of all orbits, of all but one, with that one in a new place, in its best place.
+    norms : ndarray
+        Shape (n_grid,): g(r) is the smeared pairs times these and the volume.
+    peaks : ndarray
+        Shape (N_SHIFTS, 2 * n_side + 1): normal distribution, by the place of its centre between two grid points.
+    u, best_u : ndarray
+        Shapes (n_free,) and (3,): free coordinates, and those of the orbit's best place.
+    """
+
+    pairs: np.ndarray
+    others: np.ndarray
+    trial: np.ndarray
+    best: np.ndarray
+    norms: np.ndarray
+    peaks: np.ndarray
+    u: np.ndarray
+    best_u: np.ndarray
+
+
 @part
-def pearson_distance(rdf, goal):
-    """Return 1 - Pearson correlation of g(r) with the target under the weights."""
-    total = ours = theirs = both = our_mean = their_mean = 0.0
-    for k in range(len(rdf)):
-        total += goal.weights[k]
-        our_mean += goal.weights[k] * rdf[k]
-        their_mean += goal.weights[k] * goal.target[k]
-    our_mean, their_mean = our_mean / total, their_mean / total
-    for k in range(len(rdf)):
-        a, b = rdf[k] - our_mean, goal.target[k] - their_mean
-        ours += goal.weights[k] * a * a
-        theirs += goal.weights[k] * b * b
-        both += goal.weights[k] * a * b
-    return 1 - both / math.sqrt(max(ours * theirs, 1e-300))
+def make_draft(goal, n_free):
+    """Return room for a crystal with `n_free` free coordinates."""
+    n_grid, n_side = len(goal.target), math.ceil(N_SIGMA * goal.sigma / goal.step)
+    norms, peaks = np.zeros(n_grid), np.zeros((N_SHIFTS, 2 * n_side + 1))
+    for k in range(n_grid):
+        norms[k] = 1 / (4 * math.pi * (goal.origin + k * goal.step) ** 2)
+    for shift in range(N_SHIFTS):
+        for k in range(2 * n_side + 1):
+            deviation = (k - n_side + 0.5 - (shift + 0.5) / N_SHIFTS) * goal.step / goal.sigma
+            peaks[shift, k] = math.exp(-0.5 * deviation**2) / (goal.sigma * math.sqrt(2 * math.pi))
+    room = np.zeros((4, n_grid))
+    return Draft(room[0], room[1], room[2], room[3], norms, peaks, np.zeros(n_free), np.zeros(3))
+
+
+@part
+def add_pairs(space, center, first, last, weight, goal, draft, pairs):
+    """Add `weight` times the smeared pairs of an atom with atoms `first` to `last` - 1; False if atoms coincide."""
+    n_found = 0
+    for atom in range(first, last):
+        n_found = add_images(space, center, atom, goal.cutoff, n_found)
+        if n_found < 0:
+            return False
+    if n_found > len(space.distances):
+        return False
+    n_grid, n_side = len(goal.target), (draft.peaks.shape[1] - 1) // 2
+    for pair in range(n_found):
+        place = (space.distances[pair] - goal.origin) / goal.step + 0.5
+        nearest = math.floor(place)
+        peak = draft.peaks[int((place - nearest) * N_SHIFTS)]
+        for k in range(max(0, nearest - n_side), min(n_grid - 1, nearest + n_side) + 1):
+            pairs[k] += weight * peak[k - nearest + n_side]
+    return True
+
+
+@part
+def add_orbit(space, first, size, n_placed, sign, goal, draft, pairs):
+    """Add the smeared pairs of an orbit with itself and the other placed atoms; False if atoms coincide."""
+    last = first + size
+    return (
+        add_pairs(space, first, 0, first, 2.0 * sign * size, goal, draft, pairs)
+        and add_pairs(space, first, first, last, sign * size, goal, draft, pairs)
+        and add_pairs(space, first, last, n_placed, 2.0 * sign * size, goal, draft, pairs)
+    )
+
+
+@part
+def loss_of(pairs, volume, n_atoms, is_whole, goal, draft):
+    """Return the weighted squared difference from the target, of a part of a crystal the excess only."""
+    loss, factor = 0.0, volume / n_atoms**2
+    for k in range(len(pairs)):
+        difference = pairs[k] * draft.norms[k] * factor - goal.target[k]
+        if is_whole or difference > 0:
+            loss += goal.weights[k] * difference * difference
+    return loss
+
+
+@part
+def is_apart(space, center, n_placed, limit):
+    """Tell whether an atom is at least `limit` from the images of all others placed."""
+    n_near = 0
+    for atom in range(n_placed):
+        if atom != center:
+            n_near = add_images(space, center, atom, limit, n_near)
+        if n_near != 0:
+            return False
+    return True
+
+
+@part
+def place_orbit(tables, t, first, n_placed, loss, volume, goal, limit, state, space, draft):
+    """Place an orbit beside `draft.others` in the best of random places, if that is below `loss`; the loss."""
+    size, n_own, start = int(tables.orbit_size[t, first]), tables.n_own[t, first], tables.start[t, first]
+    is_whole = n_placed == tables.n_atoms[t]
+    for q in range(n_own):
+        draft.best_u[q] = draft.u[start + q]
+    for _ in range(PLACES[n_own]):
+        for q in range(n_own):
+            draft.u[start + q] = uniform(state)
+        place_atoms(tables, t, first, first + size, draft.u, space)
+        if not is_apart(space, first, n_placed, limit):
+            continue
+        draft.trial[:] = draft.others
+        if not add_orbit(space, first, size, n_placed, 1.0, goal, draft, draft.trial):
+            continue
+        trial = loss_of(draft.trial, volume, tables.n_atoms[t], is_whole, goal, draft)
+        if trial < loss:
+            loss = trial
+            draft.best[:] = draft.trial
+            for q in range(n_own):
+                draft.best_u[q] = draft.u[start + q]
+            if loss < ROOM:
+                break
+    for q in range(n_own):
+        draft.u[start + q] = draft.best_u[q]
+    place_atoms(tables, t, first, first + size, draft.u, space)
+    return loss
+
+
+@part
+def place_orbits(tables, t, volume, goal, limit, state, space, draft):
+    """Place all orbits, then each anew; the loss, infinite if there was no place for one of them."""
+    n_atoms, loss = tables.n_atoms[t], np.inf
+    draft.pairs[:] = 0.0
+    for turn in range(ROUNDS):
+        first = 0
+        while first < n_atoms:
+            size = int(tables.orbit_size[t, first])
+            if turn == 0:
+                draft.others[:] = draft.pairs
+                loss = place_orbit(tables, t, first, first + size, np.inf, volume, goal, limit, state, space, draft)
+                if not math.isfinite(loss):
+                    return np.inf
+                draft.pairs[:] = draft.best
+            elif tables.n_own[t, first] > 0:
+                draft.others[:] = draft.best[:] = draft.pairs
+                add_orbit(space, first, size, n_atoms, -1.0, goal, draft, draft.others)
+                loss = place_orbit(tables, t, first, n_atoms, loss, volume, goal, limit, state, space, draft)
+                draft.pairs[:] = draft.best
+            first += size
+    return loss
 
 
 @compiled
-def draw(tables, template, seed, first, goal, volume_tolerance, overlap, cells, coordinates):
+def draw(tables, template, seed, first, goal, volume_tolerance, cells, coordinates):
     """Draw proposals `first`, `first` + 1, ... of the given templates into `cells` and `coordinates`.
 
-    Returns the Pearson distance of each to the goal, shape (n_proposals,); infinite if two atoms are closer than
-    `overlap` times the goal's shortest distance, which is looked at first.
+    Returns the loss of each, shape (n_proposals,): the weighted squared difference of its g(r) from the goal's;
+    infinite if two atoms are closer than the goal's shortest distance.
     """
-    n_grid = len(goal.target)
-    distances, state, rdf = np.full(len(template), np.inf), np.zeros(1, np.uint64), np.zeros(n_grid)
+    losses, state = np.full(len(template), np.inf), np.zeros(1, np.uint64)
     n_atoms = tables.orbit_size.shape[1]
-    space = make_space(n_atoms, room(n_atoms, goal.cutoff, goal.volume_per_atom), n_grid)
+    space = make_space(n_atoms, room(n_atoms, goal.cutoff, goal.volume_per_atom), len(goal.target))
+    draft = make_draft(goal, coordinates.shape[1])
+    limit = goal.min_distance
     for index in range(len(template)):
-        t = template[index]
+        t, cell = template[index], cells[index]
         start_stream(seed, first + index, state)
-        volume = goal.volume_per_atom * tables.n_atoms[t] * (1 + volume_tolerance * (2 * uniform(state) - 1))
-        draw_cell(tables, t, volume, goal.min_distance, state, cells[index])
-        for p in range(tables.n_free[t]):
-            coordinates[index, p] = uniform(state)
-        if not place(tables, t, cells[index], coordinates[index], space):
+        deviation = VOLUMES * volume_tolerance * (2 * uniform(state) - 1)
+        volume = goal.volume_per_atom * tables.n_atoms[t] * (1 + deviation)
+        draw_cell(tables, t, volume, limit, state, cell)
+        if not triangulate(cell, space.lower, space.frame) or add_images(space, 0, 0, limit, 0) != 0:
             continue
-        if not is_apart(tables, t, space, overlap * goal.min_distance):
-            continue
-        n_pairs = find_pairs(tables, t, space, goal.cutoff)
-        if n_pairs >= 0:
-            add_peaks(tables, t, space, n_pairs, goal.origin, goal.step, goal.sigma, goal.n_side, rdf)
-            distances[index] = pearson_distance(rdf, goal)
-    return distances
+        losses[index] = place_orbits(tables, t, volume, goal, limit, state, space, draft)
+        for q in range(tables.n_free[t]):
+            coordinates[index, q] = draft.u[q] if math.isfinite(losses[index]) else 0.0
+    return losses

@@ -87,16 +87,24 @@ def make_space(n_atoms, n_room, n_grid):
 @part
 def place(tables, t, cell, u, space):
     """Fill in the scaled positions and the triangular cell; False if the cell is flat or anything is not finite."""
+    place_atoms(tables, t, 0, tables.n_atoms[t], u, space)
     for atom in range(tables.n_atoms[t]):
-        first = tables.start[t, atom]
+        for x in range(3):
+            if not math.isfinite(space.scaled[atom, x]):
+                return False
+    return triangulate(cell, space.lower, space.frame)
+
+
+@part
+def place_atoms(tables, t, first, last, u, space):
+    """Fill in the scaled positions of atoms `first` to `last` - 1."""
+    for atom in range(first, last):
+        start = tables.start[t, atom]
         for x in range(3):
             value = tables.offset[t, atom, x]
             for q in range(tables.n_own[t, atom]):
-                value += tables.matrix[t, atom, x, q] * u[first + q]
+                value += tables.matrix[t, atom, x, q] * u[start + q]
             space.scaled[atom, x] = value
-            if not math.isfinite(value):
-                return False
-    return triangulate(cell, space.lower, space.frame)
 
 
 @part
@@ -167,18 +175,6 @@ def find_pairs(tables, t, space, cutoff):
             if n_found < 0:
                 return -1
     return n_found if n_found <= len(space.distances) else -1
-
-
-@part
-def is_apart(tables, t, space, limit):
-    """Tell whether no two atoms are closer than `limit`; lattice translations first, then pairs of orbits."""
-    for i in range(tables.n_atoms[t]):
-        if tables.orbit_size[t, i] == 0:
-            continue
-        for j in range(tables.n_atoms[t]):
-            if (i != j or i == 0) and add_images(space, i, j, limit, 0) != 0:
-                return False
-    return True
 
 
 @part

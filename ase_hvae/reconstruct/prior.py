@@ -13,7 +13,110 @@ from ase_hvae.errors import ReconstructionError
 from ase_hvae.reconstruct.combinations import combinations, draw_letters, feasible, least_atoms
 from ase_hvae.reconstruct.wyckoff import Template, template
 
-LISTED_SHARE = 0.5  # share of the uniform draws that are uniform over the listed choices of Wyckoff letters
+LISTED_SHARE = 0.25  # share of the unlearned draws that are uniform over the listed choices of Wyckoff letters
+FREQUENT_SHARE = 0.5  # share of the other unlearned draws that take space groups as often as prototypes have them
+PROTOTYPES = {  # crystal prototypes in AFLOW's library by space group (Mehl et al., Comput. Mater. Sci. 136, S1, 2017)
+    1: 2,
+    2: 2,
+    3: 1,
+    4: 1,
+    5: 1,
+    8: 1,
+    9: 1,
+    11: 3,
+    12: 5,
+    13: 2,
+    14: 3,
+    15: 4,
+    16: 1,
+    18: 1,
+    19: 1,
+    20: 1,
+    25: 1,
+    28: 1,
+    31: 1,
+    33: 2,
+    36: 1,
+    38: 2,
+    41: 2,
+    43: 1,
+    44: 1,
+    47: 1,
+    51: 1,
+    56: 1,
+    57: 2,
+    58: 3,
+    59: 3,
+    61: 2,
+    62: 14,
+    63: 4,
+    64: 4,
+    65: 3,
+    69: 1,
+    70: 3,
+    71: 2,
+    72: 1,
+    82: 2,
+    84: 1,
+    87: 2,
+    92: 1,
+    96: 2,
+    99: 1,
+    113: 1,
+    121: 1,
+    122: 1,
+    123: 4,
+    127: 1,
+    129: 6,
+    131: 1,
+    134: 1,
+    136: 5,
+    138: 1,
+    139: 13,
+    140: 3,
+    141: 8,
+    142: 1,
+    147: 1,
+    148: 4,
+    150: 1,
+    151: 1,
+    152: 2,
+    154: 1,
+    155: 2,
+    160: 2,
+    161: 1,
+    162: 1,
+    163: 1,
+    164: 2,
+    165: 1,
+    166: 14,
+    167: 3,
+    180: 3,
+    182: 1,
+    186: 6,
+    187: 2,
+    189: 1,
+    191: 7,
+    194: 22,
+    197: 1,
+    198: 5,
+    199: 1,
+    204: 3,
+    205: 3,
+    206: 2,
+    213: 1,
+    215: 3,
+    216: 3,
+    217: 3,
+    220: 2,
+    221: 10,
+    223: 2,
+    224: 1,
+    225: 10,
+    227: 9,
+    229: 6,
+    230: 1,
+}
 
 
 @dataclass(frozen=True)
@@ -63,8 +166,9 @@ class WyckoffPrior:
     def draw(self, natoms: Sequence[int], rng: np.random.Generator) -> Iterator[Template]:
         """Draw templates with a number of atoms out of `natoms`, without end.
 
-        Uniform draws take a number of atoms, then, half of the time each, any of the listed choices of all space groups
-        (see `combinations`) or a space group and a choice of letters in it.
+        Draws that are not from what was learned take a number of atoms, then any of the listed choices of letters of
+        all space groups (see `combinations`), or a space group, uniformly or as often as prototypes have it, and in
+        it, half of the time each, a listed choice or one that prefers few orbits (see `draw_letters`).
 
         Raises
         ------
@@ -90,17 +194,31 @@ class WyckoffPrior:
         known: Sequence[Template],
         rng: np.random.Generator,
     ) -> Iterator[Template]:
+        chances = {n: _chances(groups[n]) for n in sizes}
         while True:
             if known and (rng.random() >= self.uniform_share or not sizes):
                 yield known[int(rng.integers(len(known)))]
                 continue
             n_atoms = sizes[int(rng.integers(len(sizes)))]
-            listed = _listed(tuple(groups[n_atoms]), n_atoms)
-            if listed and rng.random() < LISTED_SHARE:
-                yield template(*listed[int(rng.integers(len(listed)))])
+            if rng.random() < LISTED_SHARE:
+                listed = _listed(tuple(groups[n_atoms]), n_atoms)
+                if listed:
+                    yield template(*listed[int(rng.integers(len(listed)))])
+                    continue
+            number = groups[n_atoms][int(np.searchsorted(chances[n_atoms], rng.random(), side="right"))]
+            choices = combinations(number, n_atoms)
+            if choices and rng.random() < 0.5:
+                yield template(number, choices[int(rng.integers(len(choices)))])
             else:
-                number = groups[n_atoms][int(rng.integers(len(groups[n_atoms])))]
                 yield template(number, draw_letters(number, n_atoms, rng))
+
+
+def _chances(numbers: Sequence[int]) -> np.ndarray:
+    """Return the cumulative chances of space groups."""
+    counts = np.array([PROTOTYPES.get(number, 0) for number in numbers], float)
+    frequent = FREQUENT_SHARE * counts / max(counts.sum(), 1)
+    chances = np.cumsum(frequent + (1 - frequent.sum()) / len(numbers))
+    return chances / chances[-1]
 
 
 @functools.lru_cache(maxsize=64)

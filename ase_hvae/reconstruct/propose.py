@@ -11,14 +11,12 @@ from ase_hvae.reconstruct.drawing import draw
 from ase_hvae.reconstruct.tables import Crystals, tabulate
 from ase_hvae.reconstruct.wyckoff import Template
 
-PER_TEMPLATE = 12  # proposals of a template without free coordinates
-DOUBLINGS = 6  # twice as many for each of the first free coordinates
-OVERLAP = 0.75  # a proposal may have distances this much below the limit: steering pushes atoms apart
+DOUBLINGS = 6  # twice as many proposals for each of the first free parameters of a template
 
 
 def n_proposals_of(entry: Template) -> int:
-    """Return how many proposals of a template are drawn at once."""
-    return PER_TEMPLATE * 2 ** min(entry.n_free, DOUBLINGS)
+    """Return how many proposals of a template are drawn at once; the volume is no free parameter."""
+    return int(2 ** min(entry.n_free + len(entry.strains) - 1, DOUBLINGS))
 
 
 def propose(
@@ -42,8 +40,8 @@ def propose(
     Returns
     -------
     crystals : Crystals
-    distances : ndarray
-        Shape (n_proposals,): Pearson distance to the goal, infinite for crystals with overlapping atoms.
+    losses : ndarray
+        Shape (n_proposals,): loss against the goal, infinite for crystals with overlapping atoms.
     """
     rows: dict[int, int] = {}
     drawn: list[Template] = []
@@ -60,5 +58,5 @@ def propose(
     cells = np.zeros((n_proposals, 3, 3))
     coordinates = np.zeros((n_proposals, int(tables.n_free.max())))
     seed = np.uint64(rng.integers(2**63))
-    distances = draw(tables, numbers, seed, 0, goal, volume_tolerance, OVERLAP, cells, coordinates)
-    return Crystals(tuple(drawn), tables, numbers, cells, coordinates), distances
+    losses = draw(tables, numbers, seed, 0, goal, volume_tolerance, cells, coordinates)
+    return Crystals(tuple(drawn), tables, numbers, cells, coordinates), losses

@@ -10,30 +10,27 @@ from ase_hvae.rdf import N_SIGMA, RDFSettings
 from ase_hvae.reconstruct.kernels import rdfs, shortest_distances
 from ase_hvae.reconstruct.tables import Crystals
 
-HANDICAP = 0.03  # Pearson distance that a free coordinate is hoped to gain in steering
-MOST_HANDICAPS = 6  # more free coordinates than this gain no more
-BEST_OF_TEMPLATE = 6  # most proposals of one template that are steered
+SHARE = 0.25  # of the proposals that are steered
 
 
-def choose(crystals: Crystals, distances: np.ndarray, n_chosen: int) -> np.ndarray:
-    """Return the positions of the proposals to steer: the nearest to the target, few of each template.
+def choose(crystals: Crystals, losses: np.ndarray) -> np.ndarray:
+    """Return the positions of the proposals to steer, the best first: a share of those with as many free parameters.
+
+    More free parameters make lower losses, right or wrong, so that losses are compared among equals.
 
     Parameters
     ----------
     crystals : Crystals
         Proposals.
-    distances : ndarray
-        Shape (n_crystals,): their Pearson distances, infinite for those that are out.
-    n_chosen : int
-        Most positions to return.
+    losses : ndarray
+        Shape (n_crystals,): infinite for those that are out.
     """
-    tables, template = crystals.tables, crystals.template
-    n_free = tables.n_free[template]
-    order = np.argsort(distances - HANDICAP * np.minimum(n_free, MOST_HANDICAPS), kind="stable")
-    order = order[np.isfinite(distances[order])]
-    _, rank = _rank_within(template[order])
-    most = np.minimum(tables.n_free + tables.n_strains, BEST_OF_TEMPLATE)
-    return order[rank < most[template[order]]][:n_chosen]
+    tables = crystals.tables
+    order = np.argsort(losses, kind="stable")
+    freedom = (tables.n_free + tables.n_strains)[crystals.template[order]]
+    most = np.ceil(SHARE * np.bincount(freedom))
+    chosen = _rank_within(freedom) < most[freedom]
+    return order[chosen & np.isfinite(losses[order])]
 
 
 def exact_rdfs(crystals: Crystals, settings: RDFSettings) -> np.ndarray:
@@ -49,10 +46,10 @@ def min_distances(crystals: Crystals, cutoff: float) -> np.ndarray:
     return shortest_distances(crystals.tables, crystals.template, crystals.cells, crystals.coordinates, cutoff)
 
 
-def _rank_within(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the groups and, for each entry, how many entries of its group come before it."""
+def _rank_within(groups: np.ndarray) -> np.ndarray:
+    """Return, for each entry, how many entries of its group come before it."""
     order = np.argsort(groups, kind="stable")
-    names, first, counts = np.unique(groups[order], return_index=True, return_counts=True)
+    _, first, counts = np.unique(groups[order], return_index=True, return_counts=True)
     rank = np.empty(len(groups), dtype=np.int64)
     rank[order] = np.arange(len(groups)) - np.repeat(first, counts)
-    return names, rank
+    return rank

@@ -22,7 +22,6 @@ from ase_hvae.reconstruct.wyckoff import Template
 
 SCREEN_SIGMA = 0.3  # smearing of the screen; Å
 SCREEN_RMAX = 5.5  # distances that the screen compares; Å
-SCREEN_KEEP = 12  # proposals that pass the screen, in units of n_steered
 FIRST_NEIGHBOR = 0.3  # neighbours within the target's shortest distance
 ENLARGED = 1e-3  # what the volume may exceed its tolerance by
 
@@ -79,7 +78,7 @@ def reconstruct(
     settings: RDFSettings | None = None,
     natoms: Sequence[int] = tuple(range(1, 9)),
     prior: WyckoffPrior | None = None,
-    n_proposals: int = 20_000,
+    n_proposals: int = 1000,
     n_steered: int = 32,
     threshold: float = 0.13,
     min_distance: float | None = None,
@@ -164,9 +163,9 @@ def _search(
 ) -> tuple[Steered, dict[str, int]]:
     """Propose, screen and steer; crystals at the end of steering and what became of the others."""
     rough = target.goal(sigma=SCREEN_SIGMA, rmax=SCREEN_RMAX)
-    proposals, distances = propose(templates, n_proposals, rough, target.limits.volume_tolerance, rng)
-    chosen = choose(proposals, distances, SCREEN_KEEP * n_steered)
-    n_screened = int(np.isfinite(distances).sum())
+    proposals, losses = propose(templates, n_proposals, rough, target.limits.volume_tolerance, rng)
+    chosen = choose(proposals, losses)
+    n_screened = int(np.isfinite(losses).sum())
     steered = steer(proposals.select(chosen), target, n_kept=n_steered)
     counts = {
         "proposed": n_proposals,

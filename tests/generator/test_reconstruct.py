@@ -1,7 +1,9 @@
 """Reconstruction: tables, proposals, g(r), steering, and finding known crystals from their own RDF."""
 
 import itertools
+import math
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,9 +20,10 @@ from ase_hvae.reconstruct.descent import linearise, make_model
 from ase_hvae.reconstruct.drawing import draw
 from ase_hvae.reconstruct.goal import Limits, Target
 from ase_hvae.reconstruct.kernels import make_space
+from ase_hvae.reconstruct.prior import PROTOTYPES
 from ase_hvae.reconstruct.propose import propose
 from ase_hvae.reconstruct.screen import choose, exact_rdfs, min_distances
-from ase_hvae.reconstruct.steer import Stage, steer
+from ase_hvae.reconstruct.steer import Stage, descend_all, steer
 from ase_hvae.reconstruct.tables import Crystals, crystals_of
 from ase_hvae.reconstruct.wyckoff import space_group, template
 from ase_hvae.structures import min_distance
@@ -117,7 +120,7 @@ def test_proposals_have_the_space_group_they_were_drawn_for(proposals):
         # spglib may find more operations, never fewer
         assert found.n_operations >= len(entry.group.rotations)
         assert atoms.get_volume() / len(atoms) == pytest.approx(20.0, rel=0.1001)
-        assert min_distance(atoms) >= 0.75 * 2.0
+        assert min_distance(atoms) >= 2.0 - 1e-9
 
 
 def test_compiled_rdf_agrees_with_the_one_of_atoms(proposals):
@@ -198,8 +201,8 @@ def test_a_proposal_is_the_same_whatever_is_drawn_beside_it(proposals):
 
     def drawn(first, last):
         cells, coordinates = np.zeros((last - first, 3, 3)), np.zeros((last - first, proposals.coordinates.shape[1]))
-        distances = draw(tables, template_of[first:last], np.uint64(7), first, goal, 0.1, 0.75, cells, coordinates)
-        return distances, cells, coordinates
+        losses = draw(tables, template_of[first:last], np.uint64(7), first, goal, 0.1, cells, coordinates)
+        return losses, cells, coordinates
 
     together = drawn(0, 1000)
     for first, last in ((0, 1), (500, 501), (990, 1000)):
@@ -208,17 +211,27 @@ def test_a_proposal_is_the_same_whatever_is_drawn_beside_it(proposals):
     assert len(np.unique(together[1][:, 0, 0])) > 900  # streams differ
 
 
-def test_screen_keeps_few_of_each_template_the_nearest_first(proposals):
+def test_losses_of_proposals_are_those_of_their_rdfs():
+    target = target_of(DIAMOND)
+    goal, rng = target.goal(sigma=0.3, rmax=5.5), np.random.default_rng(4)
+    crystals, losses = propose(WyckoffPrior(spacegroups=SOME_GROUPS).draw(range(1, 9), rng), 500, goal, 0.1, rng)
+    sound = np.flatnonzero(np.isfinite(losses))
+    assert 100 < len(sound) < 500
+    exact = descend_all(crystals.select(sound), goal, 0)[1]
+    np.testing.assert_allclose(losses[sound], exact, rtol=0.02, atol=2e-3)  # peaks are cut off at 3 sigma
+
+
+def test_screen_keeps_a_share_of_those_with_equal_freedom_the_nearest_first(proposals):
     many = proposals.select(np.repeat(np.arange(len(proposals)), 20))
-    distances = np.random.default_rng(0).random(len(many))
-    distances[::7] = np.inf
-    chosen = choose(many, distances, 50)
-    assert len(chosen) == 50
-    assert np.isfinite(distances[chosen]).all()
-    assert np.bincount(many.template[chosen]).max() <= 6
-    first = chosen[0]
-    same = np.flatnonzero((many.template == many.template[first]) & np.isfinite(distances))
-    assert distances[first] == distances[same].min()
+    losses = np.random.default_rng(0).random(len(many))
+    losses[::7] = np.inf
+    chosen = choose(many, losses)
+    assert np.isfinite(losses[chosen]).all()
+    assert (np.diff(losses[chosen]) >= 0).all()
+    freedom = (many.tables.n_free + many.tables.n_strains)[many.template]
+    for value in np.unique(freedom):
+        best = np.sort(losses[freedom == value])[: math.ceil(0.25 * (freedom == value).sum())]
+        np.testing.assert_array_equal(losses[chosen][freedom[chosen] == value], best)
 
 
 def test_keeps_space_group_notices_a_lower_one():
@@ -281,6 +294,20 @@ def test_prior_learns_from_structures():
     assert [number for number, _ in prior.learned] == [227, 225, 194]
     drawn = itertools.islice(prior.draw((2,), np.random.default_rng(0)), 50)
     assert {entry.group.number for entry in drawn} == {227, 194}
+
+
+def test_space_groups_are_as_frequent_as_in_prototypes():
+    from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
+
+    numbers = [int(entry["tags"]["aflow"].split("_")[2]) for entry in AFLOW_PROTOTYPE_LIBRARY]
+    assert dict(Counter(numbers)) == PROTOTYPES
+    drawn = WyckoffPrior(spacegroups=(191, 194, 143)).draw((2,), np.random.default_rng(0))
+    counts = Counter(next(drawn).group.number for _ in range(2000))
+    # half of the share that is not of listed letters goes by 22 : 7 : 0 prototypes, the other half is uniform
+    expected = {number: 0.375 * PROTOTYPES.get(number, 0) / 29 + 0.375 / 3 for number in (191, 194, 143)}
+    for number in expected:
+        listed = 0.25 * len(combinations(number, 2)) / sum(len(combinations(k, 2)) for k in expected)
+        assert counts[number] / 2000 == pytest.approx(expected[number] + listed, abs=0.04)
 
 
 def test_accepted_crystals_obey_all_limits_and_repeat():
