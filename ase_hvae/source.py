@@ -116,7 +116,7 @@ class CrystalSource:
             result = reconstruct(
                 replica.rdf,
                 options.volume or replica.volume_per_atom,
-                species=self.species,
+                composition=self.species,
                 settings=self.settings,
                 natoms=parse_natoms(options.natoms),
                 prior=self.prior,

@@ -21,6 +21,7 @@ from ase_hvae.reconstruct.kernels import (
     part,
     place,
     room,
+    shortest_translation,
 )
 
 MAX_ANGLE = math.pi / 6  # largest deviation of a free cell angle from 90 degrees in a proposal
@@ -125,22 +126,23 @@ def draw(tables, template, seed, first, goal, volume_tolerance, overlap, cells, 
     """Draw proposals `first`, `first` + 1, ... of the given templates into `cells` and `coordinates`.
 
     Returns the Pearson distance of each to the goal, shape (n_proposals,); infinite if two atoms are closer than
-    `overlap` times the goal's shortest distance, which is looked at first.
+    `overlap` times the goal's shortest distance of such a pair, which is looked at first.
     """
     n_grid = len(goal.target)
     distances, state, rdf = np.full(len(template), np.inf), np.zeros(1, np.uint64), np.zeros(n_grid)
     n_atoms = tables.orbit_size.shape[1]
     space = make_space(n_atoms, room(n_atoms, goal.cutoff, goal.volume_per_atom), n_grid)
+    shortest = shortest_translation(tables, goal.min_distance)
     for index in range(len(template)):
         t = template[index]
         start_stream(seed, first + index, state)
         volume = goal.volume_per_atom * tables.n_atoms[t] * (1 + volume_tolerance * (2 * uniform(state) - 1))
-        draw_cell(tables, t, volume, goal.min_distance, state, cells[index])
+        draw_cell(tables, t, volume, shortest, state, cells[index])
         for p in range(tables.n_free[t]):
             coordinates[index, p] = uniform(state)
         if not place(tables, t, cells[index], coordinates[index], space):
             continue
-        if not is_apart(tables, t, space, overlap * goal.min_distance):
+        if not is_apart(tables, t, space, goal.min_distance, overlap):
             continue
         n_pairs = find_pairs(tables, t, space, goal.cutoff)
         if n_pairs >= 0:

@@ -10,9 +10,11 @@ import numpy as np
 from ase import Atoms
 
 from ase_hvae.errors import ReconstructionError
-from ase_hvae.reconstruct.combinations import combinations, draw_letters, feasible, least_atoms
+from ase_hvae.reconstruct.combinations import Choice, combinations, draw_choice, feasible, least_atoms
+from ase_hvae.reconstruct.composition import Composition
 from ase_hvae.reconstruct.wyckoff import Template, template
 
+ELEMENT = Composition(("",), (1,))  # crystals of one species, whichever
 LISTED_SHARE = 0.5  # share of the uniform draws that are uniform over the listed choices of Wyckoff letters
 
 
@@ -23,7 +25,8 @@ class WyckoffPrior:
     Attributes
     ----------
     learned : tuple of (int, tuple of str)
-        Space group and one letter per orbit of the known crystals; repeated entries weigh more.
+        Space group and orbits of the known crystals, each a letter and, in crystals of several species, a chemical
+        symbol, as ``a`` or ``a Na``; repeated entries weigh more.
     uniform_share : float
         Share of draws that know nothing of them.
     spacegroups : tuple of int
@@ -49,7 +52,10 @@ class WyckoffPrior:
         uniform_share: float = 0.5,
         spacegroups: Sequence[int] = tuple(range(1, 231)),
     ) -> WyckoffPrior:
-        """Prior of crystals given by space-group number and occupied Wyckoff positions, as ``(227, ("8a",))``."""
+        """Prior of crystals given by space-group number and occupied Wyckoff positions.
+
+        They are named as by `ase_hvae.symmetry.wyckoff_sites`: ``(227, ("8a",))``, ``(225, ("4b Cl", "4a Na"))``.
+        """
         learned = ((number, tuple(sorted(site.lstrip("0123456789") for site in orbits))) for number, orbits in sites)
         return cls(tuple(learned), uniform_share, tuple(spacegroups))
 
@@ -60,7 +66,9 @@ class WyckoffPrior:
 
         return cls.from_sites((wyckoff_sites(atoms) for atoms in structures), uniform_share=uniform_share)
 
-    def draw(self, natoms: Sequence[int], rng: np.random.Generator) -> Iterator[Template]:
+    def draw(
+        self, natoms: Sequence[int], rng: np.random.Generator, composition: Composition = ELEMENT
+    ) -> Iterator[Template]:
         """Draw templates with a number of atoms out of `natoms`, without end.
 
         Uniform draws take a number of atoms, then, half of the time each, any of the listed choices of all space groups
@@ -69,24 +77,37 @@ class WyckoffPrior:
         Raises
         ------
         ReconstructionError
-            If no space group can hold any of `natoms`.
+            If no space group can hold any of `natoms`, or these hold no whole formula unit.
         """
-        groups = {n: [number for number in self.spacegroups if feasible(number, n)] for n in natoms}
-        sizes = [n for n in natoms if groups[n]]
-        known = [template(*entry) for entry in self.learned if entry[0] in self.spacegroups]
-        known = [entry for entry in known if entry.n_atoms in natoms]
+        amounts = composition.atoms_of(natoms)
+        groups = {n: [number for number in self.spacegroups if feasible(number, n)] for n in amounts}
+        sizes = [n for n in amounts if groups[n]]
+        known = self._known(amounts, composition)
         if not (sizes or known):
+            of, each = (f"of {composition} ", " of each species") if len(composition.species) > 1 else ("", "")
             raise ReconstructionError(
-                f"no crystal with {_ranges(natoms)} atoms in the primitive cell exists in space groups "
-                f"{_ranges(self.spacegroups)}, which need at least {min(map(least_atoms, self.spacegroups))}; allow "
-                "other numbers of atoms or more space groups"
+                f"no crystal {of}with {_ranges([sum(n) for n in amounts])} atoms in the primitive cell "
+                f"exists in space groups {_ranges(self.spacegroups)}, which need at least "
+                f"{min(map(least_atoms, self.spacegroups))}{each}; allow other numbers of atoms or more space groups"
             )
         return self._draw(groups, sizes, known, rng)
 
+    def _known(self, amounts: Sequence[tuple[int, ...]], composition: Composition) -> list[Template]:
+        """Return the templates of the known crystals that have the composition and allowed numbers of atoms."""
+        names = composition.species if len(composition.species) > 1 else ("",)  # elements name no species
+        known = []
+        for number, orbits in self.learned:
+            letters, symbols = zip(*(orbit.partition(" ")[::2] for orbit in orbits), strict=True)
+            if number in self.spacegroups and set(symbols) == set(names):
+                entry = template(number, letters, tuple(names.index(symbol) for symbol in symbols))
+                if tuple(np.bincount(entry.species)) in amounts:
+                    known.append(entry)
+        return known
+
     def _draw(
         self,
-        groups: Mapping[int, Sequence[int]],
-        sizes: Sequence[int],
+        groups: Mapping[tuple[int, ...], Sequence[int]],
+        sizes: Sequence[tuple[int, ...]],
         known: Sequence[Template],
         rng: np.random.Generator,
     ) -> Iterator[Template]:
@@ -97,16 +118,17 @@ class WyckoffPrior:
             n_atoms = sizes[int(rng.integers(len(sizes)))]
             listed = _listed(tuple(groups[n_atoms]), n_atoms)
             if listed and rng.random() < LISTED_SHARE:
-                yield template(*listed[int(rng.integers(len(listed)))])
+                number, choice = listed[int(rng.integers(len(listed)))]
             else:
                 number = groups[n_atoms][int(rng.integers(len(groups[n_atoms])))]
-                yield template(number, draw_letters(number, n_atoms, rng))
+                choice = draw_choice(number, n_atoms, rng)
+            yield template(number, *choice)
 
 
 @functools.lru_cache(maxsize=64)
-def _listed(numbers: tuple[int, ...], n_atoms: int) -> list[tuple[int, tuple[str, ...]]]:
-    """Return the listed choices of letters of some space groups."""
-    return [(number, letters) for number in numbers for letters in combinations(number, n_atoms)]
+def _listed(numbers: tuple[int, ...], n_atoms: tuple[int, ...]) -> list[tuple[int, Choice]]:
+    """Return the listed choices of some space groups."""
+    return [(number, choice) for number in numbers for choice in combinations(number, n_atoms)]
 
 
 def _ranges(numbers: Sequence[int]) -> str:
