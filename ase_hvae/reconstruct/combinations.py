@@ -129,12 +129,18 @@ def _representatives(number: int, counts: np.ndarray) -> np.ndarray:
 
     Both arrays have the shape (n_choices, n_sites, n_species) and hold numbers of orbits.
     """
-    keys = np.random.default_rng(0).integers(2**62, size=counts.shape[1:], dtype=np.int64)  # a hash of each choice
-    renamings = space_group(number).renamings
-    renamed = np.stack([np.einsum("cls,ls->c", counts[:, names], keys) for names in renamings])
+    renamings, (n_choices, n_sites, n_species) = space_group(number).renamings, counts.shape
+    keys = _keys(n_sites * n_species)
+    renamed = np.stack([counts[:, names].reshape(n_choices, -1) @ keys for names in renamings])
     _, first = np.unique(renamed.min(0), return_index=True)
     best = renamed[:, first].argmin(0)
     return np.stack([counts[row][renamings[k]] for row, k in zip(first, best, strict=True)])
+
+
+@functools.cache
+def _keys(length: int) -> np.ndarray:
+    """Return fixed random numbers whose dot product with a row of counts is a hash of the row, shape (length,)."""
+    return np.random.default_rng(0).integers(2**62, size=length, dtype=np.int64)
 
 
 @functools.cache
@@ -171,6 +177,7 @@ def draw_choice(number: int, n_atoms: tuple[int, ...], rng: np.random.Generator)
 
 def _choice(names: Sequence[str], counts: np.ndarray) -> Choice:
     """Return a choice given by its numbers of orbits, shape (n_sites, n_species)."""
-    orbits = sorted((names[site], int(kind)) for site, kind in np.argwhere(counts) for _ in range(counts[site, kind]))
+    rows = zip(names, counts.tolist(), strict=True)
+    orbits = sorted((name, kind) for name, row in rows for kind, count in enumerate(row) for _ in range(count))
     letters, species = zip(*orbits, strict=True)
     return letters, species

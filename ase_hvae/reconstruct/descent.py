@@ -176,14 +176,15 @@ def add_pairs(tables, t, space, n_pairs, goal, model):
         weight = tables.orbit_size[t, space.center[pair]]
         first, last = smear(space.distances[pair], goal.origin, goal.step, n_points, goal.sigma, goal.n_side, space)
         channel = channel_of(tables, t, space.center[pair], space.neighbor[pair])
-        start = channel * n_points + first
+        start = channel * n_points
+        rdf = model.rdf[start : start + n_points]
         n_found = pair_slopes(tables, t, space, model, pair, columns, slopes)
         for k in range(last - first + 1):
-            model.rdf[start + k] += weight * space.peak[k]
+            rdf[first + k] += weight * space.peak[k]
         for found in range(n_found):
-            row, factor = model.jacobian[columns[found]], weight * slopes[found]
+            row, factor = model.jacobian[columns[found], start : start + n_points], weight * slopes[found]
             for k in range(last - first + 1):
-                row[start + k] += factor * space.slope[k]
+                row[first + k] += factor * space.slope[k]
         overlap = goal.min_distance[channel] - space.distances[pair]
         if overlap > 0:
             factor = weight * OVERLAP_WEIGHT / (tables.n_atoms[t] * goal.min_distance[channel] ** 2)

@@ -229,14 +229,15 @@ def add_peaks(tables, t, space, n_pairs, origin, step, sigma, n_side, rdf):
     for pair in range(n_pairs):
         weight = tables.orbit_size[t, space.center[pair]]
         first, last = smear(space.distances[pair], origin, step, n_grid, sigma, n_side, space)
-        start = channel_of(tables, t, space.center[pair], space.neighbor[pair]) * n_grid + first
+        start = channel_of(tables, t, space.center[pair], space.neighbor[pair]) * n_grid
+        channel_rdf = rdf[start : start + n_grid]
         for k in range(last - first + 1):
-            rdf[start + k] += weight * space.peak[k]
+            channel_rdf[first + k] += weight * space.peak[k]
     volume = space.lower[0, 0] * space.lower[1, 1] * space.lower[2, 2]
     for channel in range(n_channels):
+        count, channel_rdf = tables.pair_counts[t, channel], rdf[channel * n_grid : (channel + 1) * n_grid]
         for k in range(n_grid):
-            shell = 4 * math.pi * (origin + k * step) ** 2
-            rdf[channel * n_grid + k] *= volume / (tables.pair_counts[t, channel] * shell)
+            channel_rdf[k] *= volume / (count * 4 * math.pi * (origin + k * step) ** 2)
 
 
 @part

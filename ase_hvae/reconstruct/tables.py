@@ -33,7 +33,7 @@ class Tables(NamedTuple):
     strains : ndarray
         Shape (n_templates, 6, 3, 3): strains that keep the point group.
     species : ndarray
-        Shape (n_templates, n_atoms), int64: species of each atom.
+        Shape (n_templates, n_atoms), int64: species of each atom, padded with -1.
     channels : ndarray
         Shape (n_species, n_species), int64: channel of g(r) of a pair of species.
     pair_counts : ndarray
@@ -63,11 +63,9 @@ def tabulate(templates: Sequence[Template]) -> Tables:
     start, n_own = np.zeros((2, n_templates, n_atoms), dtype=np.int64)
     orbit_size, strains = np.zeros((n_templates, n_atoms)), np.zeros((n_templates, MAX_STRAINS, 3, 3))
     channels = channel_table(1 + max((int(entry.species.max()) for entry in templates), default=0))
-    species, pair_counts = np.zeros((n_templates, n_atoms), dtype=np.int64), np.zeros((n_templates, channels.max() + 1))
+    species = np.full((n_templates, n_atoms), -1)
     for row, entry in enumerate(templates):
         species[row, : entry.n_atoms] = entry.species
-        numbers = np.bincount(entry.species, minlength=len(channels))
-        np.add.at(pair_counts[row], channels, np.outer(numbers, numbers))
         offset[row, : entry.n_atoms] = entry.offset
         strains[row, : len(entry.strains)] = entry.strains
         atom = column = 0
@@ -76,6 +74,12 @@ def tabulate(templates: Sequence[Template]) -> Tables:
             matrix[row, orbit, :, :width] = entry.matrix[orbit, :, column : column + width]
             start[row, orbit], n_own[row, orbit], orbit_size[row, atom] = column, width, size
             atom, column = atom + size, column + width
+    numbers, pair_counts = (
+        (species[:, :, None] == np.arange(len(channels))).sum(1),
+        np.zeros((n_templates, channels.max() + 1)),
+    )
+    for (a, b), channel in np.ndenumerate(channels):
+        pair_counts[:, channel] += numbers[:, a] * numbers[:, b]
     return Tables(
         np.array([entry.n_atoms for entry in templates], dtype=np.int64),
         np.array([entry.n_free for entry in templates], dtype=np.int64),
