@@ -152,7 +152,7 @@ def _combination_weights(number: int, n_atoms: tuple[int, ...]) -> np.ndarray:
     for index in range(len(sites) - 1, -1, -1):
         for orbits in _occupations(sites[index], n_atoms):
             before, after = _shifted(n_atoms, [k * sites[index].multiplicity for k in orbits])
-            weights[(index, *after)] += ORBIT_WEIGHT ** sum(orbits) * weights[(index + 1, *before)]
+            weights[index][after] += ORBIT_WEIGHT ** sum(orbits) * weights[index + 1][before]
     return weights
 
 

@@ -198,7 +198,8 @@ def _accept(
     """Keep the steered crystals that obey all limits, best first, without near-identical copies."""
     counts |= dict.fromkeys(("too_close", "wrong_volume", "wrong_symmetry", "dissimilar"), 0)
     crystals, limits = steered.crystals, target.limits
-    too_close = (min_distances(crystals, np.max(limits.min_distance)) < limits.min_distance).any(1)
+    shortest = min_distances(crystals, float(np.max(limits.min_distance)))
+    too_close = np.any(shortest < limits.min_distance, axis=1)
     ratios = crystals.volumes_per_atom / limits.volume_per_atom
     distances = pearson_distances(crystals, target.rdf, target.settings)
     near: list[int] = []
