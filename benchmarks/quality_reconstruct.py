@@ -62,7 +62,7 @@ def search(target: Atoms, prior: WyckoffPrior, seconds: float, seed: int, number
     while spent < seconds:
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number, attempt)))
         start = time.process_time()
-        result = reconstruct(rdf, volume, species=target.symbols[0], natoms=(len(target),), prior=prior, rng=rng)
+        result = reconstruct(rdf, volume, composition=str(target.symbols), natoms=(len(target),), prior=prior, rng=rng)
         spent += time.process_time() - start
         attempt += 1
         counts.update(result.counts)
@@ -101,7 +101,7 @@ def search_crystals(options: argparse.Namespace, result: dict[str, Any]) -> None
             continue
         others = [other for k, other in enumerate(crystals) if k != index] if options.prior == "others" else []
         facts = WyckoffPrior.from_structures([atoms]).learned[0]
-        row = {"name": name, "n_atoms": len(atoms), "target_spacegroup": facts[0], "target_letters": list(facts[1])}
+        row = {"name": name, "n_atoms": len(atoms), "target_spacegroup": facts[0], "target_orbits": list(facts[1])}
         prior = WyckoffPrior.from_structures(others)
         row |= search(atoms, prior, options.seconds_per_crystal, options.seed, index)
         result["crystals"].append(row | {"limit_seconds": options.seconds_per_crystal})
