@@ -4,12 +4,13 @@
         [--largest 24] [--seconds-per-crystal 60] [--seed 0] [--prior uniform|others] [--replicas 225]
         [--seconds-per-replica 0.5] [--seconds-of-rejection 60] [--resume] [--json OUT]
 
-Times are CPU seconds of one process. ``--prior others`` proposes the Wyckoff positions of all other crystals of the
-file half of the time. ``--names`` picks crystals, ``--replicas`` how many decoded replicas of the grid are searched
-(0: none), ``--resume`` keeps what the JSON file holds already. The replicas are set against plain rejection: PyXtal
-crystals are drawn once, scaled to each replica's volume and compared with it; each replica is charged as if they had
-been drawn for it alone. Prints Markdown tables and writes benchmarks/results/quality_reconstruct.json, after each
-crystal.
+Times are CPU seconds of one process. The file may hold compounds, which are searched from their partial g(r) and their
+composition; ``benchmarks/compounds.extxyz`` has twenty of published structure (``--replicas 0``). ``--prior others``
+proposes the Wyckoff positions of all other crystals of the file half of the time. ``--names`` picks crystals,
+``--replicas`` how many decoded replicas of the grid are searched (0: none), ``--resume`` keeps what the JSON file holds
+already. The replicas are set against plain rejection: PyXtal crystals are drawn once, scaled to each replica's volume
+and compared with it; each replica is charged as if they had been drawn for it alone. Prints Markdown tables and writes
+benchmarks/results/quality_reconstruct.json, after each crystal.
 """
 
 from __future__ import annotations

@@ -43,12 +43,6 @@ def combinations(number: int, n_atoms: tuple[int, ...]) -> tuple[Choice, ...]:
     return _combinations(number, n_atoms, free_limit(number, n_atoms))
 
 
-def n_free(number: int, letters: Sequence[str]) -> int:
-    """Return the number of free coordinates of a choice of letters."""
-    free = {site.letter: site.n_free for site in space_group(number).sites}
-    return sum(free[letter] for letter in letters)
-
-
 @functools.cache
 def free_limit(number: int, n_atoms: tuple[int, ...]) -> int:
     """Return up to how many free coordinates the choices of a space group are listed; -1 if none are."""
