@@ -169,20 +169,22 @@ def pair_slopes(tables, t, space, model, pair, columns, slopes):
 @part
 def add_pairs(tables, t, space, n_pairs, goal, model):
     """Set g(r) and its jacobian, add the overlaps to gradient and Gauss-Newton matrix; the loss of the overlaps."""
-    n_points = len(goal.target) // tables.pair_counts.shape[1]
+    n_channels = tables.pair_counts.shape[1]
+    n_points = len(goal.target) // n_channels
+    rdfs = model.rdf.reshape(n_channels, n_points)
+    jacobians = model.jacobian.reshape(len(model.jacobian), n_channels, n_points)
     columns, slopes = np.zeros(12, np.int64), np.zeros(12)
     loss = 0.0
     for pair in range(n_pairs):
         weight = tables.orbit_size[t, space.center[pair]]
         first, last = smear(space.distances[pair], goal.origin, goal.step, n_points, goal.sigma, goal.n_side, space)
         channel = channel_of(tables, t, space.center[pair], space.neighbor[pair])
-        start = channel * n_points
-        rdf = model.rdf[start : start + n_points]
+        rdf = rdfs[channel]
         n_found = pair_slopes(tables, t, space, model, pair, columns, slopes)
         for k in range(last - first + 1):
             rdf[first + k] += weight * space.peak[k]
         for found in range(n_found):
-            row, factor = model.jacobian[columns[found], start : start + n_points], weight * slopes[found]
+            row, factor = jacobians[columns[found], channel], weight * slopes[found]
             for k in range(last - first + 1):
                 row[first + k] += factor * space.slope[k]
         overlap = goal.min_distance[channel] - space.distances[pair]
