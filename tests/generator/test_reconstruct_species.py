@@ -54,6 +54,7 @@ def target_of(atoms: Atoms, min_distance: object = 1.5) -> Target:
 @pytest.fixture(scope="module")
 def proposals() -> Crystals:
     """40 proposals of TiO2 without short distances, of as many templates."""
+    # Not seed 3: one pair there is 2e-8 Å from where its cut-off peak moves on by a grid point, a step of the loss.
     prior, rng = WyckoffPrior(spacegroups=SOME_GROUPS), np.random.default_rng(4)
     templates = prior.draw((3, 6), rng, Composition.parse("TiO2"))
     crystals, distances = propose(templates, 8000, target_of(RUTILE).goal(sigma=0.3, rmax=5.5), 0.1, rng)
