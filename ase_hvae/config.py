@@ -89,12 +89,16 @@ class SamplingConfig:
 class ReconstructConfig:
     """From a replica to crystals."""
 
+    composition: str | None = option(
+        None, "formula of the crystals, of the elements of the weights, as SiC; default: the weights'"
+    )
     natoms: str = option("1-8", "atoms in the primitive cell, as 2, 1-8 or 2,4,8")
     spacegroups: str = option("1-230", "space groups to build crystals in, as 227, 195-230 or 141,191,227")
     volume: float | None = option(None, "volume per atom; default: the replica's", unit="Å^3", above=0.0)
     min_distance: float | None = option(
         None,
-        "shortest distance; default: 0.9 of the covalent bond or, if less, of the replica's shortest",
+        "shortest distance; default, for each pair of elements: 0.9 of the covalent bond or, if less, of the "
+        "replica's shortest",
         unit="Å",
         above=0.0,
     )

@@ -79,12 +79,12 @@ class Funnel:
         """
         source = CrystalSource.open(config)
         if calc is not None:
-            return cls(source, calc, CalculatorRecord(name=type(calc).__name__, species=(source.species,)))
+            return cls(source, calc, CalculatorRecord(name=type(calc).__name__, species=source.composition.species))
         return cls(
             source,
             *get_calculator(
                 calculator or config.run.calculator,
-                species=[source.species],
+                species=source.composition.species,
                 model=config.run.potential,
                 settings=config.calculator_settings,
                 directory=directory,

@@ -97,6 +97,14 @@ def channel_pairs(species: Sequence[str]) -> list[tuple[str, str]]:
     return list(itertools.combinations_with_replacement(sorted(set(species)), 2))
 
 
+def channel_table(n_species: int) -> np.ndarray:
+    """Return the channel of each pair of species, shape (n_species, n_species), int64; see `channel_pairs`."""
+    table = np.zeros((n_species, n_species), dtype=np.int64)
+    for channel, (a, b) in enumerate(itertools.combinations_with_replacement(range(n_species), 2)):
+        table[a, b] = table[b, a] = channel
+    return table
+
+
 def neighbor_list(structures: Sequence[Atoms], cutoff: float, species: Sequence[str] | None = None) -> NeighborList:
     """Find all pairs of atoms (with their periodic images) closer than `cutoff`.
 
@@ -110,7 +118,7 @@ def neighbor_list(structures: Sequence[Atoms], cutoff: float, species: Sequence[
         Chemical symbols that span the channels; by default all that occur.
     """
     names = _species(structures, species)
-    channel_of = _channel_table(names)
+    channel_of = channel_table(len(names))
     lookup = np.full(len(atomic_numbers) + 1, -1)
     lookup[[atomic_numbers[name] for name in names]] = np.arange(len(names))
     finder = vesin.NeighborList(cutoff=cutoff, full_list=True)
@@ -283,14 +291,6 @@ def _species(structures: Sequence[Atoms], species: Sequence[str] | None) -> list
             f"structures have {', '.join(unknown)}, the RDF's species are {', '.join(names)}; extend species"
         )
     return names
-
-
-def _channel_table(names: Sequence[str]) -> np.ndarray:
-    """Return the (n_species, n_species) table of channel indices."""
-    table = np.zeros((len(names), len(names)), dtype=np.int64)
-    for channel, (a, b) in enumerate(itertools.combinations_with_replacement(range(len(names)), 2)):
-        table[a, b] = table[b, a] = channel
-    return table
 
 
 def _check(atoms: Atoms, index: int) -> None:

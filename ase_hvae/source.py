@@ -13,10 +13,10 @@ from ase_hvae import sampling
 from ase_hvae.candidate import Candidate
 from ase_hvae.config import GenerateConfig, parse_natoms, parse_spacegroups
 from ase_hvae.data import load_known
-from ase_hvae.errors import ConfigError, ModelError, ReconstructionError, SymmetryError
+from ase_hvae.errors import ConfigError, ReconstructionError, SymmetryError
 from ase_hvae.hvae import HVAE, load_model
 from ase_hvae.rdf import RDFSettings
-from ase_hvae.reconstruct import WyckoffPrior, check_volume, reconstruct
+from ase_hvae.reconstruct import Composition, WyckoffPrior, check_volume, reconstruct
 from ase_hvae.replicas import Replica, decode
 from ase_hvae.structures import read_structures
 from ase_hvae.symmetry import symmetrize
@@ -34,8 +34,8 @@ class CrystalSource:
     config : GenerateConfig
     model : HVAE
         The trained weights.
-    species : str
-        Element of the crystals.
+    composition : Composition
+        Of the crystals.
     settings : RDFSettings
         Grid and smearing of the RDFs that the weights know.
     known : list of Atoms
@@ -46,7 +46,7 @@ class CrystalSource:
 
     config: GenerateConfig
     model: HVAE
-    species: str
+    composition: Composition
     settings: RDFSettings
     known: list[Atoms]
     prior: WyckoffPrior
@@ -63,17 +63,17 @@ class CrystalSource:
             If no crystal has the numbers of atoms, space groups, volume and distances that the options ask for.
         """
         model = load_model(config.run.model)
-        if len(model.card["species"]) > 1:
-            raise ModelError(
-                f"the HVAE weights know crystals of {', '.join(model.card['species'])}; crystals are reconstructed for "
-                "one element only so far: decode replicas with ase_hvae.replicas, or use weights of one element"
+        composition = Composition.parse(config.reconstruct.composition or model.card["composition"])
+        if list(composition.species) != model.card["species"]:
+            raise ConfigError(
+                f"composition = {config.reconstruct.composition!r}, but the HVAE weights know crystals of "
+                f"{', '.join(model.card['species'])}; ask for these elements, all of them, or train other weights"
             )
-        species = str(model.card["species"][0])
-        known = known_crystals(config.run.known, species)
+        known = known_crystals(config.run.known, str(composition))
         # Of the crystals trained on, not of the known ones: what was held out must stay unknown to the proposals too.
         sites = ((entry["spacegroup"], entry["wyckoff"]) for entry in model.card["crystals"])
         prior = WyckoffPrior.from_sites(sites, spacegroups=parse_spacegroups(config.reconstruct.spacegroups))
-        source = cls(config, model, species, RDFSettings(**model.card["rdf"]), known, prior)
+        source = cls(config, model, composition, RDFSettings(**model.card["rdf"]), known, prior)
         source._check()
         return source
 
@@ -81,7 +81,7 @@ class CrystalSource:
         """Refuse impossible requests before any expensive work."""
         options = self.config.reconstruct
         self.latents()
-        self.prior.draw(parse_natoms(options.natoms), self.rng(RECONSTRUCT_STREAM))
+        self.prior.draw(parse_natoms(options.natoms), self.rng(RECONSTRUCT_STREAM), self.composition)
         if options.min_distance is not None:
             volumes = [options.volume] if options.volume else [replica.volume_per_atom for replica in self.replicas()]
             check_volume(max(volumes) * (1 + options.volume_tolerance), options.min_distance)
@@ -116,7 +116,7 @@ class CrystalSource:
             result = reconstruct(
                 replica.rdf,
                 options.volume or replica.volume_per_atom,
-                species=self.species,
+                composition=str(self.composition),
                 settings=self.settings,
                 natoms=parse_natoms(options.natoms),
                 prior=self.prior,
@@ -158,24 +158,25 @@ class CrystalSource:
         return np.random.default_rng(np.random.SeedSequence(self.config.run.seed, spawn_key=stream))
 
 
-def known_crystals(path: str | None, species: str) -> list[Atoms]:
-    """Known crystals of an element with ``info['name']``: from a file or folder, else from the shipped table.
+def known_crystals(path: str | None, formula: str) -> list[Atoms]:
+    """Known crystals of one composition with ``info['name']``: from a file or folder, else from the shipped table.
 
     Raises
     ------
     ConfigError
-        If there is no shipped table of the element and no file, or the file has no crystal of it.
+        If there is no shipped table of the composition and no file, or the file has no crystal of it.
     StructureError
         If the file cannot be read.
     """
     if path is None:
         try:
-            return load_known(species)
+            return load_known(formula)
         except ValueError as error:
             raise ConfigError(f"{error}; name a file of known crystals with --known") from None
-    known = [atoms for atoms in read_structures(path) if set(atoms.symbols) == {species}]
+    composition = Composition.parse(formula)
+    known = [atoms for atoms in read_structures(path) if Composition.parse(str(atoms.symbols)) == composition]
     if not known:
-        raise ConfigError(f"{path} holds no crystal of {species} alone, the element of the HVAE weights")
+        raise ConfigError(f"{path} holds no crystal of {formula}, the composition of the crystals to generate")
     for number, atoms in enumerate(known):
         _name(atoms, f"{Path(path).stem} {number}")
     return known

@@ -223,10 +223,12 @@ def cartesian_rotations(atoms: Atoms, *, symprec: float = 0.01) -> np.ndarray:
 def wyckoff_sites(atoms: Atoms, *, symprec: float = 0.01) -> tuple[int, tuple[str, ...]]:
     """Space-group number and the Wyckoff position of every orbit, e.g. ``(227, ("8a",))`` for diamond.
 
-    Multiplicities count the atoms in the conventional cell of spglib's default setting (unique axis b, hexagonal axes).
+    With several species the symbol follows, e.g. ``(225, ("4b Cl", "4a Na"))``. Multiplicities count the atoms in the
+    conventional cell of spglib's default setting (unique axis b, hexagonal axes).
     """
     info = space_group(atoms, symprec=symprec)
-    return info.number, tuple(site for _, site in info.wyckoff_sites)
+    several = len({symbol for symbol, _ in info.wyckoff_sites}) > 1
+    return info.number, tuple(f"{site} {symbol}" if several else site for symbol, site in info.wyckoff_sites)
 
 
 def primitive(atoms: Atoms, *, symprec: float = 0.01, idealize: bool = False) -> Atoms:

@@ -4,12 +4,13 @@
         [--largest 24] [--seconds-per-crystal 60] [--seed 0] [--prior uniform|others] [--replicas 225]
         [--seconds-per-replica 0.5] [--seconds-of-rejection 60] [--resume] [--json OUT]
 
-Times are CPU seconds of one process. ``--prior others`` proposes the Wyckoff positions of all other crystals of the
-file half of the time. ``--names`` picks crystals, ``--replicas`` how many decoded replicas of the grid are searched
-(0: none), ``--resume`` keeps what the JSON file holds already. The replicas are set against plain rejection: PyXtal
-crystals are drawn once, scaled to each replica's volume and compared with it; each replica is charged as if they had
-been drawn for it alone. Prints Markdown tables and writes benchmarks/results/quality_reconstruct.json, after each
-crystal.
+Times are CPU seconds of one process. The file may hold compounds, which are searched from their partial g(r) and their
+composition; ``benchmarks/compounds.extxyz`` has twenty of published structure (``--replicas 0``). ``--prior others``
+proposes the Wyckoff positions of all other crystals of the file half of the time. ``--names`` picks crystals,
+``--replicas`` how many decoded replicas of the grid are searched (0: none), ``--resume`` keeps what the JSON file holds
+already. The replicas are set against plain rejection: PyXtal crystals are drawn once, scaled to each replica's volume
+and compared with it; each replica is charged as if they had been drawn for it alone. Prints Markdown tables and writes
+benchmarks/results/quality_reconstruct.json, after each crystal.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def search(target: Atoms, prior: WyckoffPrior, seconds: float, seed: int, number
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number, attempt)))
         start = time.process_time()
         options = {"natoms": (len(target),), "prior": prior, "n_proposals": n_proposals, "rng": rng}
-        result = reconstruct(rdf, volume, species=target.symbols[0], **options)
+        result = reconstruct(rdf, volume, composition=str(target.symbols), **options)
         spent += time.process_time() - start
         attempt += 1
         counts.update(result.counts)
@@ -104,7 +105,7 @@ def search_crystals(options: argparse.Namespace, result: dict[str, Any]) -> None
             continue
         others = [other for k, other in enumerate(crystals) if k != index] if options.prior == "others" else []
         facts = WyckoffPrior.from_structures([atoms]).learned[0]
-        row = {"name": name, "n_atoms": len(atoms), "target_spacegroup": facts[0], "target_letters": list(facts[1])}
+        row = {"name": name, "n_atoms": len(atoms), "target_spacegroup": facts[0], "target_orbits": list(facts[1])}
         prior = WyckoffPrior.from_structures(others)
         row |= search(atoms, prior, options.seconds_per_crystal, options.seed, index)
         result["crystals"].append(row | {"limit_seconds": options.seconds_per_crystal})

@@ -39,12 +39,13 @@ def keeps_space_group(entry: Template, atoms: Atoms, tolerance: float = 1e-4) ->
     images = np.einsum("gab,nb->gna", group.rotations, scaled) + group.translations[:, None]
     difference = images[:, :, None] - scaled
     distances = np.linalg.norm((difference - np.round(difference)) @ cell, axis=-1)
+    distances[:, atoms.numbers[:, None] != atoms.numbers] = np.inf
     return bool(distances.min(2).max() < tolerance)
 
 
 def pearson_distances(crystals: Crystals, target: np.ndarray, settings: RDFSettings) -> np.ndarray:
-    """Return 1 - Pearson correlation of each crystal's g(r) with the target, shape (n_crystals,)."""
-    return 1 - _correlations(exact_rdfs(crystals, settings), target[None])[:, 0]
+    """Return 1 - Pearson correlation of each crystal's g(r) with the target, all channels joined, (n_crystals,)."""
+    return 1 - _correlations(exact_rdfs(crystals, settings), target.reshape(1, -1))[:, 0]
 
 
 def distinct(structures: Sequence[Atoms], rdfs: np.ndarray) -> list[int]:
@@ -56,9 +57,9 @@ def distinct(structures: Sequence[Atoms], rdfs: np.ndarray) -> list[int]:
     Parameters
     ----------
     structures : sequence of Atoms
-        Crystals of one element.
+        Crystals of one composition.
     rdfs : ndarray
-        Their g(r), shape (n_structures, n_bins).
+        Their g(r), shape (n_structures, n_channels * n_bins).
     """
     if not structures:
         return []
@@ -84,7 +85,10 @@ def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _bond_angles(atoms: Atoms, n_bins: int = 36, width: float = 0.1) -> np.ndarray:
-    """Return the smeared histogram of cosines between bonds up to 1.3 times the shortest, shape (n_bins,), sum 1."""
+    """Return smeared histograms of cosines between bonds up to 1.3 times the shortest, (n_species, n_bins), sum 1.
+
+    There is one for each species at the center.
+    """
     volume = atoms.get_volume() / len(atoms)
     finder = vesin.NeighborList(cutoff=2.0 * volume ** (1 / 3), full_list=True)
     centers, vectors = finder.compute(atoms.positions, atoms.cell.array, True, "iD")
@@ -92,12 +96,15 @@ def _bond_angles(atoms: Atoms, n_bins: int = 36, width: float = 0.1) -> np.ndarr
     soft = np.exp(-np.clip(lengths / lengths.min() - 1.0, 0, None) / 0.15)  # no sharp limit that noise could cross
     units = vectors / lengths[:, None]
     grid = np.linspace(-1, 1, n_bins)
-    total = np.zeros(n_bins)
+    numbers = sorted(set(atoms.numbers.tolist()))
+    total = np.zeros((len(numbers), n_bins))
     for center in range(len(atoms)):
         mine = centers == center
         cosines = units[mine] @ units[mine].T
         weights = np.outer(soft[mine], soft[mine])
         np.fill_diagonal(weights, 0.0)
         strong = weights > 1e-3
-        total += (weights[strong][:, None] * np.exp(-0.5 * ((cosines[strong][:, None] - grid) / width) ** 2)).sum(0)
+        total[numbers.index(atoms.numbers[center])] += (
+            weights[strong][:, None] * np.exp(-0.5 * ((cosines[strong][:, None] - grid) / width) ** 2)
+        ).sum(0)
     return total / total.sum()

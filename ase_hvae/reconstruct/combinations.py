@@ -3,12 +3,16 @@
 The Euclidean normalizer permutes Wyckoff positions (origin shifts of C2/m turn a into b, c or d, for instance), so that
 different letters give the same crystals. For eight atoms 56,000 choices of letters with at most eight free coordinates
 are 6,000 different ones.
+
+The atoms of a primitive cell are given as a tuple, how many of each species. A choice is one letter per orbit, sorted,
+and the species there, counted from 0.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -18,44 +22,37 @@ MAX_COMBINATIONS = 20000  # most choices of letters of a space group that are li
 ORBIT_WEIGHT = 0.5  # weight of a drawn choice of Wyckoff positions per orbit: simple crystals are more common
 MAX_FREE = 12  # most free coordinates of a listed choice
 
-
-def canonical(number: int, letters: Sequence[str]) -> tuple[str, ...]:
-    """Return the name that stands for all choices of letters that give the same crystals."""
-    names = [site.letter for site in space_group(number).sites]
-    counts = np.array([[letters.count(name) for name in names]])
-    return _letters(names, _representatives(number, counts)[1][0])
+Choice = tuple[tuple[str, ...], tuple[int, ...]]
 
 
-def combinations(number: int, n_atoms: int) -> tuple[tuple[str, ...], ...]:
-    """Return the different choices of letters for `n_atoms` atoms in the primitive cell, few free coordinates first.
+def canonical(number: int, letters: Sequence[str], species: Sequence[int] | None = None) -> Choice:
+    """Return the choice that stands for all that give the same crystals; of the first species by default."""
+    kinds = tuple(species or (0,) * len(letters))
+    names, n_species = [site.letter for site in space_group(number).sites], max(kinds) + 1
+    counts = np.zeros((len(names), n_species), dtype=np.int64)
+    for letter, kind in zip(letters, kinds, strict=True):
+        counts[names.index(letter), kind] += 1
+    return _choice(names, _representatives(number, counts[None])[0])
+
+
+def combinations(number: int, n_atoms: tuple[int, ...]) -> tuple[Choice, ...]:
+    """Return the different choices for the atoms of a primitive cell, few free coordinates first.
 
     Choices with more free coordinates than `free_limit` are left out.
     """
     return _combinations(number, n_atoms, free_limit(number, n_atoms))
 
 
-def n_free(number: int, letters: Sequence[str]) -> int:
-    """Return the number of free coordinates of a choice of letters."""
-    free = {site.letter: site.n_free for site in space_group(number).sites}
-    return sum(free[letter] for letter in letters)
-
-
 @functools.cache
-def free_limit(number: int, n_atoms: int) -> int:
+def free_limit(number: int, n_atoms: tuple[int, ...]) -> int:
     """Return up to how many free coordinates the choices of a space group are listed; -1 if none are."""
     within = np.cumsum(_histogram(number, n_atoms)) <= MAX_COMBINATIONS
     return MAX_FREE if within.all() else int(np.argmin(within)) - 1
 
 
-@functools.cache
-def feasible(number: int, n_atoms: int) -> bool:
-    """Tell whether `n_atoms` atoms fit into a primitive cell of a space group."""
-    reached = np.zeros(n_atoms + 1, dtype=bool)
-    reached[0] = True
-    for site in space_group(number).sites:
-        for used in range(n_atoms, -1, -1):
-            reached[used] = any(reached[used - k * site.multiplicity] for k in _counts(site, used))
-    return bool(reached[n_atoms])
+def feasible(number: int, n_atoms: tuple[int, ...]) -> bool:
+    """Tell whether atoms fit into a primitive cell of a space group."""
+    return bool(_combination_weights(number, n_atoms)[(0, *n_atoms)] > 0)
 
 
 def least_atoms(number: int) -> int:
@@ -63,88 +60,118 @@ def least_atoms(number: int) -> int:
     return min(site.multiplicity for site in space_group(number).sites)
 
 
-def _counts(site: Site, n_atoms: int) -> range:
-    """Return how often a site can be occupied with at most `n_atoms` atoms: once if it has no freedom."""
-    most = n_atoms // site.multiplicity
-    return range((min(most, 1) if site.n_free == 0 else most) + 1)
+def _occupations(site: Site, n_atoms: tuple[int, ...]) -> Iterable[tuple[int, ...]]:
+    """Return how many orbits of each species a site can have with at most `n_atoms` atoms: one if it has no freedom."""
+    most = [n // site.multiplicity for n in n_atoms]
+    if site.n_free > 0:
+        return itertools.product(*(range(n + 1) for n in most))
+    kinds = range(len(most))
+    return [(0,) * len(most), *(tuple(int(k == kind) for k in kinds) for kind in kinds if most[kind])]
 
 
-def _histogram(number: int, n_atoms: int) -> np.ndarray:
-    """Return the number of choices of letters by free coordinates, shape (MAX_FREE + 1,)."""
-    ways = np.zeros((n_atoms + 1, MAX_FREE + 1))
-    ways[0, 0] = 1
+def _shifted(n_atoms: tuple[int, ...], used: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return the part of an array over numbers of atoms that has room for `used` more, and where they lead."""
+    rooms = tuple(slice(0, n + 1 - u) for n, u in zip(n_atoms, used, strict=True))
+    return rooms, tuple(slice(u, None) for u in used)
+
+
+def _histogram(number: int, n_atoms: tuple[int, ...]) -> np.ndarray:
+    """Return the number of choices by free coordinates, shape (MAX_FREE + 1,)."""
+    ways = np.zeros((*(n + 1 for n in n_atoms), MAX_FREE + 1))
+    ways[(0,) * ways.ndim] = 1
     for site in space_group(number).sites:
         more = np.zeros_like(ways)
-        for count in _counts(site, n_atoms):
-            used, free = count * site.multiplicity, count * site.n_free
+        for orbits in _occupations(site, n_atoms):
+            free = sum(orbits) * site.n_free
             if free <= MAX_FREE:
-                more[used:, free:] += ways[: n_atoms + 1 - used, : MAX_FREE + 1 - free]
+                before, after = _shifted(n_atoms, [k * site.multiplicity for k in orbits])
+                more[(*after, slice(free, None))] += ways[(*before, slice(0, MAX_FREE + 1 - free))]
         ways = more
     return ways[n_atoms]
 
 
 @functools.cache
-def _combinations(number: int, n_atoms: int, most_free: int) -> tuple[tuple[str, ...], ...]:
-    """List the choices of letters with at most `most_free` free coordinates, one of each kind."""
+def _combinations(number: int, n_atoms: tuple[int, ...], most_free: int) -> tuple[Choice, ...]:
+    """List the choices with at most `most_free` free coordinates, one of each kind."""
     sites = space_group(number).sites
-    listed: list[list[int]] = []
+    listed: list[list[tuple[int, ...]]] = []
+    nothing = (0,) * len(n_atoms)
 
-    def fill(index: int, left: int, freedom: int, counts: list[int]) -> None:
-        if left == 0:
-            listed.append(counts + [0] * (len(sites) - len(counts)))
-        elif index < len(sites) and possible[index, left]:
+    def fill(index: int, left: tuple[int, ...], freedom: int, counts: list[tuple[int, ...]]) -> None:
+        if left == nothing:
+            listed.append(counts + [nothing] * (len(sites) - len(counts)))
+        elif index < len(sites) and possible[(index, *left)]:
             site = sites[index]
-            for count in _counts(site, left):
-                if count * site.n_free <= freedom:
-                    rest = left - count * site.multiplicity
-                    fill(index + 1, rest, freedom - count * site.n_free, [*counts, count])
+            for orbits in _occupations(site, left):
+                free = sum(orbits) * site.n_free
+                if free <= freedom:
+                    rest = tuple(n - k * site.multiplicity for n, k in zip(left, orbits, strict=True))
+                    fill(index + 1, rest, freedom - free, [*counts, orbits])
 
     possible = _combination_weights(number, n_atoms) > 0
     fill(0, n_atoms, most_free, [])
     if not listed:
         return ()
-    counts = _representatives(number, np.array(listed))[1]
-    order = np.argsort(counts @ [site.n_free for site in sites], kind="stable")
+    counts = _representatives(number, np.array(listed))
+    order = np.argsort(counts.sum(2) @ [site.n_free for site in sites], kind="stable")
     names = [site.letter for site in sites]
-    return tuple(_letters(names, row) for row in counts[order])
+    return tuple(_choice(names, rows) for rows in counts[order])
 
 
-def _representatives(number: int, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return one row of each class of rows of `counts` that renaming turns into one another, and its position."""
-    keys = np.random.default_rng(0).integers(2**62, size=counts.shape[1], dtype=np.int64)  # a hash of each row
-    renamed = np.stack([counts[:, names] @ keys for names in space_group(number).renamings])
+def _representatives(number: int, counts: np.ndarray) -> np.ndarray:
+    """Return one of each class of choices that renaming turns into one another.
+
+    Both arrays have the shape (n_choices, n_sites, n_species) and hold numbers of orbits.
+    """
+    renamings, (n_choices, n_sites, n_species) = space_group(number).renamings, counts.shape
+    keys = _keys(n_sites * n_species)
+    renamed = np.stack([counts[:, names].reshape(n_choices, -1) @ keys for names in renamings])
     _, first = np.unique(renamed.min(0), return_index=True)
     best = renamed[:, first].argmin(0)
-    rows = np.stack([counts[row][space_group(number).renamings[k]] for row, k in zip(first, best, strict=True)])
-    return first, rows
+    return np.stack([counts[row][renamings[k]] for row, k in zip(first, best, strict=True)])
 
 
 @functools.cache
-def _combination_weights(number: int, n_atoms: int) -> np.ndarray:
-    """Return the summed weights of all ways to place m atoms on the sites from l on, shape (n_sites + 1, n + 1)."""
+def _keys(length: int) -> np.ndarray:
+    """Return fixed random numbers whose dot product with a row of counts is a hash of the row, shape (length,)."""
+    return np.random.default_rng(0).integers(2**62, size=length, dtype=np.int64)
+
+
+@functools.cache
+def _combination_weights(number: int, n_atoms: tuple[int, ...]) -> np.ndarray:
+    """Return the summed weights of all ways to place atoms on the sites from l on, shape (n_sites + 1, n + 1, ...)."""
     sites = space_group(number).sites
-    weights = np.zeros((len(sites) + 1, n_atoms + 1))
-    weights[-1, 0] = 1.0
+    weights = np.zeros((len(sites) + 1, *(n + 1 for n in n_atoms)))
+    weights[(-1, *(0,) * len(n_atoms))] = 1.0
     for index in range(len(sites) - 1, -1, -1):
-        for count in _counts(sites[index], n_atoms):
-            used = count * sites[index].multiplicity
-            weights[index, used:] += ORBIT_WEIGHT**count * weights[index + 1, : n_atoms + 1 - used]
+        for orbits in _occupations(sites[index], n_atoms):
+            before, after = _shifted(n_atoms, [k * sites[index].multiplicity for k in orbits])
+            weights[index][after] += ORBIT_WEIGHT ** sum(orbits) * weights[index + 1][before]
     return weights
 
 
-def draw_letters(number: int, n_atoms: int, rng: np.random.Generator) -> tuple[str, ...]:
-    """Draw letters for `n_atoms` atoms, each choice with weight ``ORBIT_WEIGHT ** n_orbits``; see `canonical`."""
-    sites, weights = space_group(number).sites, _combination_weights(number, n_atoms)
+def draw_choice(number: int, n_atoms: tuple[int, ...], rng: np.random.Generator) -> Choice:
+    """Draw a choice for the atoms of a primitive cell, with weight ``ORBIT_WEIGHT ** n_orbits``; see `canonical`."""
+    weights = _combination_weights(number, n_atoms)
     letters: list[str] = []
+    species: list[int] = []
     left = n_atoms
-    for index, site in enumerate(sites):
-        counts = _counts(site, left)
-        chances = [ORBIT_WEIGHT**k * weights[index + 1, left - k * site.multiplicity] for k in counts]
+    for index, site in enumerate(space_group(number).sites):
+        ways = list(_occupations(site, left))
+        rests = [tuple(n - k * site.multiplicity for n, k in zip(left, orbits, strict=True)) for orbits in ways]
+        chances = [
+            ORBIT_WEIGHT ** sum(orbits) * weights[(index + 1, *rest)] for orbits, rest in zip(ways, rests, strict=True)
+        ]
         chosen = int(np.searchsorted(np.cumsum(chances), rng.random() * sum(chances), side="right"))
-        letters += [site.letter] * chosen
-        left -= chosen * site.multiplicity
-    return canonical(number, letters)
+        letters += [site.letter] * sum(ways[chosen])
+        species += [kind for kind, count in enumerate(ways[chosen]) for _ in range(count)]
+        left = rests[chosen]
+    return canonical(number, letters, species)
 
 
-def _letters(names: Sequence[str], counts: np.ndarray) -> tuple[str, ...]:
-    return tuple(sorted(name for name, count in zip(names, counts, strict=True) for _ in range(count)))
+def _choice(names: Sequence[str], counts: np.ndarray) -> Choice:
+    """Return a choice given by its numbers of orbits, shape (n_sites, n_species)."""
+    rows = zip(names, counts.tolist(), strict=True)
+    orbits = sorted((name, kind) for name, row in rows for kind, count in enumerate(row) for _ in range(count))
+    letters, species = zip(*orbits, strict=True)
+    return letters, species

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ase_hvae.reconstruct.kernels import (
+    channel_of,
     compiled,
     find_pairs,
     make_space,
@@ -44,11 +45,11 @@ class Goal(NamedTuple):
     cutoff : float
         Largest distance of a pair that reaches the grid; Å.
     target : ndarray
-        Shape (n_grid,): g(r).
+        Shape (n_grid,): g(r) on the grid, channel after channel.
     weights : ndarray
         Shape (n_grid,): weights of the squared differences.
-    min_distance : float
-        Distances below this are pushed apart; Å.
+    min_distance : ndarray
+        Shape (n_channels,): distances below this are pushed apart; Å.
     volume_per_atom : float
         Å^3.
     free_volume : float
@@ -62,7 +63,7 @@ class Goal(NamedTuple):
     cutoff: float
     target: np.ndarray
     weights: np.ndarray
-    min_distance: float
+    min_distance: np.ndarray
     volume_per_atom: float
     free_volume: float
 
@@ -168,22 +169,27 @@ def pair_slopes(tables, t, space, model, pair, columns, slopes):
 @part
 def add_pairs(tables, t, space, n_pairs, goal, model):
     """Set g(r) and its jacobian, add the overlaps to gradient and Gauss-Newton matrix; the loss of the overlaps."""
-    n_grid = len(goal.target)
+    n_channels = tables.pair_counts.shape[1]
+    n_points = len(goal.target) // n_channels
+    rdfs = model.rdf.reshape(n_channels, n_points)
+    jacobians = model.jacobian.reshape(len(model.jacobian), n_channels, n_points)
     columns, slopes = np.zeros(12, np.int64), np.zeros(12)
     loss = 0.0
     for pair in range(n_pairs):
         weight = tables.orbit_size[t, space.center[pair]]
-        first, last = smear(space.distances[pair], goal.origin, goal.step, n_grid, goal.sigma, goal.n_side, space)
+        first, last = smear(space.distances[pair], goal.origin, goal.step, n_points, goal.sigma, goal.n_side, space)
+        channel = channel_of(tables, t, space.center[pair], space.neighbor[pair])
+        rdf = rdfs[channel]
         n_found = pair_slopes(tables, t, space, model, pair, columns, slopes)
         for k in range(last - first + 1):
-            model.rdf[first + k] += weight * space.peak[k]
+            rdf[first + k] += weight * space.peak[k]
         for found in range(n_found):
-            row, factor = model.jacobian[columns[found]], weight * slopes[found]
+            row, factor = jacobians[columns[found], channel], weight * slopes[found]
             for k in range(last - first + 1):
                 row[first + k] += factor * space.slope[k]
-        overlap = goal.min_distance - space.distances[pair]
+        overlap = goal.min_distance[channel] - space.distances[pair]
         if overlap > 0:
-            factor = weight * OVERLAP_WEIGHT / (tables.n_atoms[t] * goal.min_distance**2)
+            factor = weight * OVERLAP_WEIGHT / (tables.n_atoms[t] * goal.min_distance[channel] ** 2)
             loss += factor * overlap * overlap
             for a in range(n_found):
                 model.gradient[columns[a]] -= factor * overlap * slopes[a]
@@ -196,10 +202,12 @@ def add_pairs(tables, t, space, n_pairs, goal, model):
 def add_residuals(tables, t, space, goal, model):
     """Normalise g(r) and its jacobian, add both to gradient and Gauss-Newton matrix; the loss of the differences."""
     n_grid, n_free, n_strains = len(goal.target), tables.n_free[t], tables.n_strains[t]
+    n_points = n_grid // tables.pair_counts.shape[1]
     volume, loss = space.lower[0, 0] * space.lower[1, 1] * space.lower[2, 2], 0.0
     for k in range(n_grid):
-        distance = goal.origin + k * goal.step
-        factor = volume / (tables.n_atoms[t] ** 2 * 4 * math.pi * distance * distance)
+        channel = k // n_points
+        distance = goal.origin + (k - channel * n_points) * goal.step
+        factor = volume / (tables.pair_counts[t, channel] * 4 * math.pi * distance * distance)
         root = math.sqrt(goal.weights[k])
         rdf = model.rdf[k] * factor
         difference = (rdf - goal.target[k]) * root

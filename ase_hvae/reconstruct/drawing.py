@@ -18,6 +18,7 @@ import numpy as np
 
 from ase_hvae.reconstruct.kernels import (
     add_images,
+    channel_of,
     compiled,
     determinant,
     make_space,
@@ -25,6 +26,7 @@ from ase_hvae.reconstruct.kernels import (
     part,
     place_atoms,
     room,
+    shortest_translation,
     triangulate,
 )
 
@@ -122,7 +124,7 @@ class Draft(NamedTuple):
     pairs, others, trial, best : ndarray
         Shape (n_grid,): smeared pairs of all orbits, of all but one, with that one in a new place, in its best place.
     norms : ndarray
-        Shape (n_grid,): g(r) is the smeared pairs times these and the volume.
+        Shape (n_points,): g(r) of a channel is its smeared pairs times these and the volume, by its number of pairs.
     peaks : ndarray
         Shape (N_SHIFTS, 2 * n_side + 1): normal distribution, by the place of its centre between two grid points.
     u, best_u : ndarray
@@ -140,91 +142,86 @@ class Draft(NamedTuple):
 
 
 @part
-def make_draft(goal, n_free):
-    """Return room for a crystal with `n_free` free coordinates."""
+def make_draft(goal, n_channels, n_free):
+    """Return room for a crystal with at most `n_free` free coordinates."""
     n_grid, n_side = len(goal.target), math.ceil(N_SIGMA * goal.sigma / goal.step)
-    norms, peaks = np.zeros(n_grid), np.zeros((N_SHIFTS, 2 * n_side + 1))
-    for k in range(n_grid):
+    norms, peaks = np.zeros(n_grid // n_channels), np.zeros((N_SHIFTS, 2 * n_side + 1))
+    for k in range(len(norms)):
         norms[k] = 1 / (4 * math.pi * (goal.origin + k * goal.step) ** 2)
     for shift in range(N_SHIFTS):
         for k in range(2 * n_side + 1):
             deviation = (k - n_side + 0.5 - (shift + 0.5) / N_SHIFTS) * goal.step / goal.sigma
             peaks[shift, k] = math.exp(-0.5 * deviation**2) / (goal.sigma * math.sqrt(2 * math.pi))
-    room = np.zeros((4, n_grid))
-    return Draft(room[0], room[1], room[2], room[3], norms, peaks, np.zeros(n_free), np.zeros(3))
+    rdfs = np.zeros((4, n_grid))
+    return Draft(rdfs[0], rdfs[1], rdfs[2], rdfs[3], norms, peaks, np.zeros(n_free), np.zeros(3))
 
 
 @part
-def add_pairs(space, center, first, last, weight, goal, draft, pairs):
-    """Add `weight` times the smeared pairs of an atom with atoms `first` to `last` - 1; False if atoms coincide."""
-    n_found = 0
-    for atom in range(first, last):
-        n_found = add_images(space, center, atom, goal.cutoff, n_found)
+def add_orbit(tables, t, first, n_placed, sign, space, goal, draft, pairs):
+    """Add `sign` times the smeared pairs of an orbit with itself and other placed atoms; False if atoms coincide."""
+    size, n_found = tables.orbit_size[t, first], 0
+    for atom in range(n_placed):
+        n_found = add_images(space, first, atom, goal.cutoff, n_found)
         if n_found < 0:
             return False
     if n_found > len(space.distances):
         return False
-    n_grid, n_side = len(goal.target), (draft.peaks.shape[1] - 1) // 2
+    n_points, n_side = len(draft.norms), (draft.peaks.shape[1] - 1) // 2
     for pair in range(n_found):
+        atom = space.neighbor[pair]
+        weight = sign * size * (1.0 if first <= atom < first + size else 2.0)  # other orbits have these pairs, too
         place = (space.distances[pair] - goal.origin) / goal.step + 0.5
         nearest = math.floor(place)
         peak = draft.peaks[int((place - nearest) * N_SHIFTS)]
-        for k in range(max(0, nearest - n_side), min(n_grid - 1, nearest + n_side) + 1):
-            pairs[k] += weight * peak[k - nearest + n_side]
+        start = channel_of(tables, t, first, atom) * n_points
+        for k in range(max(0, nearest - n_side), min(n_points - 1, nearest + n_side) + 1):
+            pairs[start + k] += weight * peak[k - nearest + n_side]
     return True
 
 
 @part
-def add_orbit(space, first, size, n_placed, sign, goal, draft, pairs):
-    """Add the smeared pairs of an orbit with itself and the other placed atoms; False if atoms coincide."""
-    last = first + size
-    return (
-        add_pairs(space, first, 0, first, 2.0 * sign * size, goal, draft, pairs)
-        and add_pairs(space, first, first, last, sign * size, goal, draft, pairs)
-        and add_pairs(space, first, last, n_placed, 2.0 * sign * size, goal, draft, pairs)
-    )
-
-
-@part
-def loss_of(pairs, volume, n_atoms, is_whole, goal, draft):
+def loss_of(tables, t, pairs, volume, is_whole, goal, draft):
     """Return the weighted squared difference from the target, of a part of a crystal the excess only."""
-    loss, factor = 0.0, volume / n_atoms**2
-    for k in range(len(pairs)):
-        difference = pairs[k] * draft.norms[k] * factor - goal.target[k]
-        if is_whole or difference > 0:
-            loss += goal.weights[k] * difference * difference
+    loss, n_points = 0.0, len(draft.norms)
+    for channel in range(tables.pair_counts.shape[1]):
+        factor = volume / tables.pair_counts[t, channel]
+        for point in range(n_points):
+            k = channel * n_points + point
+            difference = pairs[k] * draft.norms[point] * factor - goal.target[k]
+            if is_whole or difference > 0:
+                loss += goal.weights[k] * difference * difference
     return loss
 
 
 @part
-def is_apart(space, center, n_placed, limit):
-    """Tell whether an atom is at least `limit` from the images of all others placed."""
+def is_apart(tables, t, center, n_placed, limits, space):
+    """Tell whether an atom is as far as the limits ask from the images of all others placed."""
     n_near = 0
     for atom in range(n_placed):
         if atom != center:
-            n_near = add_images(space, center, atom, limit, n_near)
+            n_near = add_images(space, center, atom, limits[channel_of(tables, t, center, atom)], n_near)
         if n_near != 0:
             return False
     return True
 
 
 @part
-def place_orbit(tables, t, first, n_placed, loss, volume, goal, limit, state, space, draft):
+def place_orbit(tables, t, first, n_placed, loss, volume, goal, state, space, draft):
     """Place an orbit beside `draft.others` in the best of random places, if that is below `loss`; the loss."""
-    size, n_own, start = int(tables.orbit_size[t, first]), tables.n_own[t, first], tables.start[t, first]
-    is_whole = n_placed == tables.n_atoms[t]
+    n_own, start = tables.n_own[t, first], tables.start[t, first]
+    last = first + int(tables.orbit_size[t, first])
     for q in range(n_own):
         draft.best_u[q] = draft.u[start + q]
     for _ in range(PLACES[n_own]):
         for q in range(n_own):
             draft.u[start + q] = uniform(state)
-        place_atoms(tables, t, first, first + size, draft.u, space)
-        if not is_apart(space, first, n_placed, limit):
+        place_atoms(tables, t, first, last, draft.u, space)
+        if not is_apart(tables, t, first, n_placed, goal.min_distance, space):
             continue
         draft.trial[:] = draft.others
-        if not add_orbit(space, first, size, n_placed, 1.0, goal, draft, draft.trial):
+        if not add_orbit(tables, t, first, n_placed, 1.0, space, goal, draft, draft.trial):
             continue
-        trial = loss_of(draft.trial, volume, tables.n_atoms[t], is_whole, goal, draft)
+        trial = loss_of(tables, t, draft.trial, volume, n_placed == tables.n_atoms[t], goal, draft)
         if trial < loss:
             loss = trial
             draft.best[:] = draft.trial
@@ -234,31 +231,31 @@ def place_orbit(tables, t, first, n_placed, loss, volume, goal, limit, state, sp
                 break
     for q in range(n_own):
         draft.u[start + q] = draft.best_u[q]
-    place_atoms(tables, t, first, first + size, draft.u, space)
+    place_atoms(tables, t, first, last, draft.u, space)
     return loss
 
 
 @part
-def place_orbits(tables, t, volume, goal, limit, state, space, draft):
+def place_orbits(tables, t, volume, goal, state, space, draft):
     """Place all orbits, then each anew; the loss, infinite if there was no place for one of them."""
     n_atoms, loss = tables.n_atoms[t], np.inf
     draft.pairs[:] = 0.0
     for turn in range(ROUNDS):
         first = 0
         while first < n_atoms:
-            size = int(tables.orbit_size[t, first])
-            if turn == 0:
+            last = first + int(tables.orbit_size[t, first])
+            if turn == 0 or tables.n_own[t, first] > 0:
                 draft.others[:] = draft.pairs
-                loss = place_orbit(tables, t, first, first + size, np.inf, volume, goal, limit, state, space, draft)
+                draft.best[:] = draft.pairs
+                if turn > 0:
+                    add_orbit(tables, t, first, n_atoms, -1.0, space, goal, draft, draft.others)
+                n_placed = last if turn == 0 else n_atoms
+                least = np.inf if turn == 0 else loss
+                loss = place_orbit(tables, t, first, n_placed, least, volume, goal, state, space, draft)
                 if not math.isfinite(loss):
                     return np.inf
                 draft.pairs[:] = draft.best
-            elif tables.n_own[t, first] > 0:
-                draft.others[:] = draft.best[:] = draft.pairs
-                add_orbit(space, first, size, n_atoms, -1.0, goal, draft, draft.others)
-                loss = place_orbit(tables, t, first, n_atoms, loss, volume, goal, limit, state, space, draft)
-                draft.pairs[:] = draft.best
-            first += size
+            first = last
     return loss
 
 
@@ -267,22 +264,22 @@ def draw(tables, template, seed, first, goal, volume_tolerance, cells, coordinat
     """Draw proposals `first`, `first` + 1, ... of the given templates into `cells` and `coordinates`.
 
     Returns the loss of each, shape (n_proposals,): the weighted squared difference of its g(r) from the goal's;
-    infinite if two atoms are closer than the goal's shortest distance.
+    infinite if two atoms are closer than the goal's shortest distance of such a pair.
     """
     losses, state = np.full(len(template), np.inf), np.zeros(1, np.uint64)
     n_atoms = tables.orbit_size.shape[1]
     space = make_space(n_atoms, room(n_atoms, goal.cutoff, goal.volume_per_atom), len(goal.target))
-    draft = make_draft(goal, coordinates.shape[1])
-    limit = goal.min_distance
+    draft = make_draft(goal, tables.pair_counts.shape[1], coordinates.shape[1])
+    shortest = shortest_translation(tables, goal.min_distance)
     for index in range(len(template)):
         t, cell = template[index], cells[index]
         start_stream(seed, first + index, state)
         deviation = VOLUMES * volume_tolerance * (2 * uniform(state) - 1)
         volume = goal.volume_per_atom * tables.n_atoms[t] * (1 + deviation)
-        draw_cell(tables, t, volume, limit, state, cell)
-        if not triangulate(cell, space.lower, space.frame) or add_images(space, 0, 0, limit, 0) != 0:
+        draw_cell(tables, t, volume, shortest, state, cell)
+        if not triangulate(cell, space.lower, space.frame) or add_images(space, 0, 0, shortest, 0) != 0:
             continue
-        losses[index] = place_orbits(tables, t, volume, goal, limit, state, space, draft)
+        losses[index] = place_orbits(tables, t, volume, goal, state, space, draft)
         for q in range(tables.n_free[t]):
             coordinates[index, q] = draft.u[q] if math.isfinite(losses[index]) else 0.0
     return losses

@@ -19,15 +19,15 @@ class Limits:
 
     Attributes
     ----------
-    min_distance : float
-        Distances below this are pushed apart; Å.
+    min_distance : float or ndarray
+        Distances below this are pushed apart, shape (n_channels,) with several species; Å.
     volume_per_atom : float
         Å^3.
     volume_tolerance : float
         Allowed relative deviation from `volume_per_atom`; the last tenth of it already costs.
     """
 
-    min_distance: float
+    min_distance: float | np.ndarray
     volume_per_atom: float
     volume_tolerance: float
 
@@ -39,7 +39,8 @@ class Target:
     Attributes
     ----------
     rdf : ndarray
-        g(r), shape (n_bins,), on ``settings.grid`` and smeared by ``settings.sigma``; beyond that it is taken as 1.
+        g(r), shape (n_bins,) or, with several species, (n_channels, n_bins), on ``settings.grid`` and smeared by
+        ``settings.sigma``; beyond that it is taken as 1.
     settings : RDFSettings
     limits : Limits
     """
@@ -62,13 +63,13 @@ class Target:
         sigma = max(sigma, settings.sigma)
         extra = math.sqrt(sigma**2 - settings.sigma**2)
         if extra < settings.bin_width:
-            grid, values, step = settings.grid, self.rdf, settings.bin_width
+            grid, values, step = settings.grid, np.atleast_2d(self.rdf), settings.bin_width
         else:
             step = max(settings.bin_width, extra / 2)
             grid = np.arange(1, math.floor(settings.rmax / step) + 1) * step
-            values = _smoothed(self.rdf, settings, extra, grid)
+            values = np.stack([_smoothed(rdf, settings, extra, grid) for rdf in np.atleast_2d(self.rdf)])
         inside = grid < min(rmax, settings.rmax - 2 * extra)
-        grid, values = grid[inside], values[inside]
+        grid, values = grid[inside], values[:, inside].ravel()
         n_side = math.ceil(N_SIGMA * sigma / step)
         scale = float(((values - values.mean()) ** 2).sum())
         return Goal(
@@ -78,8 +79,8 @@ class Target:
             n_side=n_side,
             cutoff=float(grid[-1] + (n_side + 0.5) * step),
             target=np.ascontiguousarray(values),
-            weights=np.full(len(grid), 1 / max(scale, 1e-12)),
-            min_distance=float(limits.min_distance),
+            weights=np.full(len(values), 1 / max(scale, 1e-12)),
+            min_distance=np.atleast_1d(np.asarray(limits.min_distance, float)),
             volume_per_atom=float(limits.volume_per_atom),
             free_volume=0.9 * math.log1p(limits.volume_tolerance),  # the rest is for the compromise with the RDF
         )

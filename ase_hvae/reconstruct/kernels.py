@@ -178,6 +178,21 @@ def find_pairs(tables, t, space, cutoff):
 
 
 @part
+def channel_of(tables, t, i, j):
+    """Return the channel of g(r) that two atoms belong to."""
+    return tables.channels[tables.species[t, i], tables.species[t, j]]
+
+
+@part
+def shortest_translation(tables, limits):
+    """Return the largest of the limits on distances within a species, which every lattice translation has to obey."""
+    longest = 0.0
+    for kind in range(len(tables.channels)):
+        longest = max(longest, limits[tables.channels[kind, kind]])
+    return longest
+
+
+@part
 def smear(distance, origin, step, n_grid, sigma, n_side, space):
     """Fill `peak` and `slope` with a normal distribution and its derivative by distance; first and last grid point.
 
@@ -201,17 +216,22 @@ def smear(distance, origin, step, n_grid, sigma, n_side, space):
 
 @part
 def add_peaks(tables, t, space, n_pairs, origin, step, sigma, n_side, rdf):
-    """Set `rdf` to g(r) of the pairs in `space`."""
-    n_grid = len(rdf)
+    """Set `rdf` to g(r) of the pairs in `space`, channel after channel."""
+    n_channels = tables.pair_counts.shape[1]
+    n_grid = len(rdf) // n_channels
     rdf[:] = 0.0
     for pair in range(n_pairs):
         weight = tables.orbit_size[t, space.center[pair]]
         first, last = smear(space.distances[pair], origin, step, n_grid, sigma, n_side, space)
+        start = channel_of(tables, t, space.center[pair], space.neighbor[pair]) * n_grid
+        channel_rdf = rdf[start : start + n_grid]
         for k in range(last - first + 1):
-            rdf[first + k] += weight * space.peak[k]
+            channel_rdf[first + k] += weight * space.peak[k]
     volume = space.lower[0, 0] * space.lower[1, 1] * space.lower[2, 2]
-    for k in range(n_grid):
-        rdf[k] *= volume / (tables.n_atoms[t] ** 2 * 4 * math.pi * (origin + k * step) ** 2)
+    for channel in range(n_channels):
+        count, channel_rdf = tables.pair_counts[t, channel], rdf[channel * n_grid : (channel + 1) * n_grid]
+        for k in range(n_grid):
+            channel_rdf[k] *= volume / (count * 4 * math.pi * (origin + k * step) ** 2)
 
 
 @part
@@ -223,8 +243,8 @@ def room(n_atoms, cutoff, volume_per_atom):
 
 @compiled
 def rdfs(tables, template, cells, coordinates, cutoff, origin, step, n_grid, sigma, n_side):
-    """Return g(r) of crystals, shape (n_crystals, n_grid); NaN for those that are unsound."""
-    result = np.full((len(template), n_grid), np.nan)
+    """Return g(r) of crystals, shape (n_crystals, n_channels * n_grid); NaN for those that are unsound."""
+    result = np.full((len(template), tables.pair_counts.shape[1] * n_grid), np.nan)
     for index in range(len(template)):
         t = template[index]
         n_atoms = tables.n_atoms[t]
@@ -241,8 +261,8 @@ def rdfs(tables, template, cells, coordinates, cutoff, origin, step, n_grid, sig
 
 @compiled
 def shortest_distances(tables, template, cells, coordinates, cutoff):
-    """Return the shortest distance of crystals as far as it is below `cutoff`, else `cutoff`; 0 if unsound."""
-    result = np.zeros(len(template))
+    """Return the shortest distance of each channel as far as it is below `cutoff`, else `cutoff`; 0 if unsound."""
+    result = np.zeros((len(template), tables.pair_counts.shape[1]))
     for index in range(len(template)):
         t = template[index]
         volume = abs(determinant(cells[index])) / tables.n_atoms[t]
@@ -254,5 +274,6 @@ def shortest_distances(tables, template, cells, coordinates, cutoff):
             if n_pairs >= 0:
                 result[index] = cutoff
                 for pair in range(n_pairs):
-                    result[index] = min(result[index], space.distances[pair])
+                    channel = channel_of(tables, t, space.center[pair], space.neighbor[pair])
+                    result[index, channel] = min(result[index, channel], space.distances[pair])
     return result

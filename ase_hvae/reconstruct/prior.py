@@ -10,113 +10,24 @@ import numpy as np
 from ase import Atoms
 
 from ase_hvae.errors import ReconstructionError
-from ase_hvae.reconstruct.combinations import combinations, draw_letters, feasible, least_atoms
+from ase_hvae.reconstruct.combinations import Choice, combinations, draw_choice, feasible, least_atoms
+from ase_hvae.reconstruct.composition import Composition
 from ase_hvae.reconstruct.wyckoff import Template, template
 
+ELEMENT = Composition(("",), (1,))  # crystals of one species, whichever
 LISTED_SHARE = 0.25  # share of the unlearned draws that are uniform over the listed choices of Wyckoff letters
 FREQUENT_SHARE = 0.5  # share of the other unlearned draws that take space groups as often as prototypes have them
+# fmt: off
 PROTOTYPES = {  # crystal prototypes in AFLOW's library by space group (Mehl et al., Comput. Mater. Sci. 136, S1, 2017)
-    1: 2,
-    2: 2,
-    3: 1,
-    4: 1,
-    5: 1,
-    8: 1,
-    9: 1,
-    11: 3,
-    12: 5,
-    13: 2,
-    14: 3,
-    15: 4,
-    16: 1,
-    18: 1,
-    19: 1,
-    20: 1,
-    25: 1,
-    28: 1,
-    31: 1,
-    33: 2,
-    36: 1,
-    38: 2,
-    41: 2,
-    43: 1,
-    44: 1,
-    47: 1,
-    51: 1,
-    56: 1,
-    57: 2,
-    58: 3,
-    59: 3,
-    61: 2,
-    62: 14,
-    63: 4,
-    64: 4,
-    65: 3,
-    69: 1,
-    70: 3,
-    71: 2,
-    72: 1,
-    82: 2,
-    84: 1,
-    87: 2,
-    92: 1,
-    96: 2,
-    99: 1,
-    113: 1,
-    121: 1,
-    122: 1,
-    123: 4,
-    127: 1,
-    129: 6,
-    131: 1,
-    134: 1,
-    136: 5,
-    138: 1,
-    139: 13,
-    140: 3,
-    141: 8,
-    142: 1,
-    147: 1,
-    148: 4,
-    150: 1,
-    151: 1,
-    152: 2,
-    154: 1,
-    155: 2,
-    160: 2,
-    161: 1,
-    162: 1,
-    163: 1,
-    164: 2,
-    165: 1,
-    166: 14,
-    167: 3,
-    180: 3,
-    182: 1,
-    186: 6,
-    187: 2,
-    189: 1,
-    191: 7,
-    194: 22,
-    197: 1,
-    198: 5,
-    199: 1,
-    204: 3,
-    205: 3,
-    206: 2,
-    213: 1,
-    215: 3,
-    216: 3,
-    217: 3,
-    220: 2,
-    221: 10,
-    223: 2,
-    224: 1,
-    225: 10,
-    227: 9,
-    229: 6,
-    230: 1,
+    1: 2, 2: 2, 3: 1, 4: 1, 5: 1, 8: 1, 9: 1, 11: 3, 12: 5, 13: 2, 14: 3, 15: 4, 16: 1, 18: 1, 19: 1, 20: 1, 25: 1,
+    28: 1, 31: 1, 33: 2, 36: 1, 38: 2, 41: 2, 43: 1, 44: 1, 47: 1, 51: 1, 56: 1, 57: 2, 58: 3, 59: 3, 61: 2, 62: 14,
+    63: 4, 64: 4, 65: 3, 69: 1, 70: 3, 71: 2, 72: 1, 82: 2, 84: 1, 87: 2, 92: 1, 96: 2, 99: 1, 113: 1, 121: 1,
+    122: 1, 123: 4, 127: 1, 129: 6, 131: 1, 134: 1, 136: 5, 138: 1, 139: 13, 140: 3, 141: 8, 142: 1, 147: 1, 148: 4,
+    150: 1, 151: 1, 152: 2, 154: 1, 155: 2, 160: 2, 161: 1, 162: 1, 163: 1, 164: 2, 165: 1, 166: 14, 167: 3, 180: 3,
+    182: 1, 186: 6, 187: 2, 189: 1, 191: 7, 194: 22, 197: 1, 198: 5, 199: 1, 204: 3, 205: 3, 206: 2, 213: 1, 215: 3,
+    216: 3, 217: 3, 220: 2, 221: 10, 223: 2, 224: 1, 225: 10, 227: 9, 229: 6, 230: 1,
 }
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -126,7 +37,8 @@ class WyckoffPrior:
     Attributes
     ----------
     learned : tuple of (int, tuple of str)
-        Space group and one letter per orbit of the known crystals; repeated entries weigh more.
+        Space group and orbits of the known crystals, each a letter and, in crystals of several species, a chemical
+        symbol, as ``a`` or ``a Na``; repeated entries weigh more.
     uniform_share : float
         Share of draws that know nothing of them.
     spacegroups : tuple of int
@@ -152,7 +64,10 @@ class WyckoffPrior:
         uniform_share: float = 0.5,
         spacegroups: Sequence[int] = tuple(range(1, 231)),
     ) -> WyckoffPrior:
-        """Prior of crystals given by space-group number and occupied Wyckoff positions, as ``(227, ("8a",))``."""
+        """Prior of crystals given by space-group number and occupied Wyckoff positions.
+
+        They are named as by `ase_hvae.symmetry.wyckoff_sites`: ``(227, ("8a",))``, ``(225, ("4b Cl", "4a Na"))``.
+        """
         learned = ((number, tuple(sorted(site.lstrip("0123456789") for site in orbits))) for number, orbits in sites)
         return cls(tuple(learned), uniform_share, tuple(spacegroups))
 
@@ -163,34 +78,49 @@ class WyckoffPrior:
 
         return cls.from_sites((wyckoff_sites(atoms) for atoms in structures), uniform_share=uniform_share)
 
-    def draw(self, natoms: Sequence[int], rng: np.random.Generator) -> Iterator[Template]:
+    def draw(
+        self, natoms: Sequence[int], rng: np.random.Generator, composition: Composition = ELEMENT
+    ) -> Iterator[Template]:
         """Draw templates with a number of atoms out of `natoms`, without end.
 
         Draws that are not from what was learned take a number of atoms, then any of the listed choices of letters of
         all space groups (see `combinations`), or a space group, uniformly or as often as prototypes have it, and in
-        it, half of the time each, a listed choice or one that prefers few orbits (see `draw_letters`).
+        it, half of the time each, a listed choice or one that prefers few orbits (see `draw_choice`).
 
         Raises
         ------
         ReconstructionError
-            If no space group can hold any of `natoms`.
+            If no space group can hold any of `natoms`, or these hold no whole formula unit.
         """
-        groups = {n: [number for number in self.spacegroups if feasible(number, n)] for n in natoms}
-        sizes = [n for n in natoms if groups[n]]
-        known = [template(*entry) for entry in self.learned if entry[0] in self.spacegroups]
-        known = [entry for entry in known if entry.n_atoms in natoms]
+        amounts = composition.atoms_of(natoms)
+        groups = {n: [number for number in self.spacegroups if feasible(number, n)] for n in amounts}
+        sizes = [n for n in amounts if groups[n]]
+        known = self._known(amounts, composition)
         if not (sizes or known):
+            of, each = (f"of {composition} ", " of each species") if len(composition.species) > 1 else ("", "")
             raise ReconstructionError(
-                f"no crystal with {_ranges(natoms)} atoms in the primitive cell exists in space groups "
-                f"{_ranges(self.spacegroups)}, which need at least {min(map(least_atoms, self.spacegroups))}; allow "
-                "other numbers of atoms or more space groups"
+                f"no crystal {of}with {_ranges([sum(n) for n in amounts])} atoms in the primitive cell "
+                f"exists in space groups {_ranges(self.spacegroups)}, which need at least "
+                f"{min(map(least_atoms, self.spacegroups))}{each}; allow other numbers of atoms or more space groups"
             )
         return self._draw(groups, sizes, known, rng)
 
+    def _known(self, amounts: Sequence[tuple[int, ...]], composition: Composition) -> list[Template]:
+        """Return the templates of the known crystals that have the composition and allowed numbers of atoms."""
+        names = composition.species if len(composition.species) > 1 else ("",)  # elements name no species
+        known = []
+        for number, orbits in self.learned:
+            letters, symbols = zip(*(orbit.partition(" ")[::2] for orbit in orbits), strict=True)
+            if number in self.spacegroups and set(symbols) == set(names):
+                entry = template(number, letters, tuple(names.index(symbol) for symbol in symbols))
+                if tuple(np.bincount(entry.species)) in amounts:
+                    known.append(entry)
+        return known
+
     def _draw(
         self,
-        groups: Mapping[int, Sequence[int]],
-        sizes: Sequence[int],
+        groups: Mapping[tuple[int, ...], Sequence[int]],
+        sizes: Sequence[tuple[int, ...]],
         known: Sequence[Template],
         rng: np.random.Generator,
     ) -> Iterator[Template]:
@@ -203,14 +133,15 @@ class WyckoffPrior:
             if rng.random() < LISTED_SHARE:
                 listed = _listed(tuple(groups[n_atoms]), n_atoms)
                 if listed:
-                    yield template(*listed[int(rng.integers(len(listed)))])
+                    number, choice = listed[int(rng.integers(len(listed)))]
+                    yield template(number, *choice)
                     continue
             number = groups[n_atoms][int(np.searchsorted(chances[n_atoms], rng.random(), side="right"))]
             choices = combinations(number, n_atoms)
             if choices and rng.random() < 0.5:
-                yield template(number, choices[int(rng.integers(len(choices)))])
+                yield template(number, *choices[int(rng.integers(len(choices)))])
             else:
-                yield template(number, draw_letters(number, n_atoms, rng))
+                yield template(number, *draw_choice(number, n_atoms, rng))
 
 
 def _chances(numbers: Sequence[int]) -> np.ndarray:
@@ -222,9 +153,9 @@ def _chances(numbers: Sequence[int]) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _listed(numbers: tuple[int, ...], n_atoms: int) -> list[tuple[int, tuple[str, ...]]]:
-    """Return the listed choices of letters of some space groups."""
-    return [(number, letters) for number in numbers for letters in combinations(number, n_atoms)]
+def _listed(numbers: tuple[int, ...], n_atoms: tuple[int, ...]) -> list[tuple[int, Choice]]:
+    """Return the listed choices of some space groups."""
+    return [(number, choice) for number in numbers for choice in combinations(number, n_atoms)]
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -34,7 +34,7 @@ def choose(crystals: Crystals, losses: np.ndarray) -> np.ndarray:
 
 
 def exact_rdfs(crystals: Crystals, settings: RDFSettings) -> np.ndarray:
-    """Return g(r) as `ase_hvae.rdf.radial_distribution` does, shape (n_crystals, n_bins)."""
+    """Return g(r) as `ase_hvae.rdf.radial_distribution` does, shape (n_crystals, n_channels * n_bins)."""
     width = settings.bin_width
     n_side = math.ceil(N_SIGMA * settings.sigma / width)
     arrays = crystals.tables, crystals.template, crystals.cells, crystals.coordinates
@@ -42,7 +42,10 @@ def exact_rdfs(crystals: Crystals, settings: RDFSettings) -> np.ndarray:
 
 
 def min_distances(crystals: Crystals, cutoff: float) -> np.ndarray:
-    """Return the shortest distance of each crystal as far as it is below `cutoff`, else `cutoff`; 0 if unsound; Å."""
+    """Return the shortest distance in each channel, shape (n_crystals, n_channels); Å.
+
+    It is `cutoff` where there is none below, and 0 if a crystal is unsound.
+    """
     return shortest_distances(crystals.tables, crystals.template, crystals.cells, crystals.coordinates, cutoff)
 
 

@@ -13,6 +13,7 @@ from ase.data import atomic_numbers, covalent_radii
 from ase_hvae.errors import ReconstructionError
 from ase_hvae.rdf import RDFSettings
 from ase_hvae.reconstruct.accept import distinct, keeps_space_group, pearson_distances
+from ase_hvae.reconstruct.composition import Composition
 from ase_hvae.reconstruct.goal import Limits, Target
 from ase_hvae.reconstruct.prior import WyckoffPrior
 from ase_hvae.reconstruct.propose import propose
@@ -74,39 +75,40 @@ def reconstruct(
     target_rdf: np.ndarray,
     volume_per_atom: float,
     *,
-    species: str = "Si",
+    composition: str = "Si",
     settings: RDFSettings | None = None,
     natoms: Sequence[int] = tuple(range(1, 9)),
     prior: WyckoffPrior | None = None,
     n_proposals: int = 1000,
     n_steered: int = 32,
     threshold: float = 0.13,
-    min_distance: float | None = None,
+    min_distance: float | Sequence[float] | None = None,
     volume_tolerance: float = 0.1,
     rng: np.random.Generator,
 ) -> ReconstructionResult:
-    """Find crystals of one element whose g(r) is `target_rdf`.
+    """Find crystals of one composition whose g(r) is `target_rdf`.
 
     Parameters
     ----------
     target_rdf : ndarray
-        g(r), shape (n_bins,), on ``settings.grid`` and smeared by ``settings.sigma``.
+        g(r), shape (n_bins,), on ``settings.grid`` and smeared by ``settings.sigma``; with several species a channel
+        for each pair of them, (n_channels, n_bins), in the order of `ase_hvae.rdf.channel_pairs`.
     volume_per_atom : float
         Å^3.
-    species : str
-        Chemical symbol.
+    composition : str
+        Chemical formula, as ``Si`` or ``SrTiO3``.
     settings : RDFSettings, optional
         Grid and smearing of the target; the default settings by default.
     natoms : sequence of int
-        Allowed numbers of atoms in the primitive cell.
+        Allowed numbers of atoms in the primitive cell; those that hold no whole formula unit are left out.
     prior : WyckoffPrior, optional
         Distribution of space groups and Wyckoff positions; uniform by default.
     n_proposals, n_steered : int
         Random crystals to draw, and how many to steer to the end.
     threshold : float
-        Largest Pearson distance of an accepted crystal.
-    min_distance : float, optional
-        Shortest allowed distance; by default see `default_min_distance`; Å.
+        Largest Pearson distance of an accepted crystal, over the joined channels.
+    min_distance : float or sequence of float, optional
+        Shortest allowed distance, of all pairs or of each channel; by default see `default_min_distances`; Å.
     volume_tolerance : float
         Allowed relative deviation from `volume_per_atom`.
     rng : numpy Generator
@@ -125,33 +127,41 @@ def reconstruct(
         If an argument makes no sense.
     """
     settings = settings or RDFSettings()
-    rdf = _checked_target(target_rdf, settings)
+    formula = Composition.parse(composition)
+    rdf = _checked_target(target_rdf, formula, settings)
     sizes = _checked_sizes(natoms)
     _check_numbers(volume_per_atom, volume_tolerance, threshold, n_proposals, n_steered)
     if min_distance is None:
-        min_distance = default_min_distance(species, rdf, volume_per_atom, settings)
-    elif not min_distance > 0:
-        raise ValueError(f"min_distance must be positive, got {min_distance} Å")
-    check_volume(volume_per_atom * (1 + volume_tolerance), min_distance)
-    limits = Limits(min_distance, volume_per_atom, volume_tolerance)
+        distances = default_min_distances(formula, rdf, volume_per_atom, settings)
+    else:
+        distances = _checked_distances(min_distance, formula)
+    check_volume(volume_per_atom * (1 + volume_tolerance), float(distances.min()))
+    limits = Limits(distances, volume_per_atom, volume_tolerance)
     target = Target(rdf, settings, limits)
-    templates = (prior or WyckoffPrior()).draw(sizes, rng)
+    templates = (prior or WyckoffPrior()).draw(sizes, rng, formula)
     steered, counts = _search(target, templates, n_proposals, n_steered, rng)
-    crystals = _accept(steered, target, threshold, species, counts)
+    crystals = _accept(steered, target, threshold, formula.species, counts)
     return ReconstructionResult(crystals, MappingProxyType(counts))
 
 
-def default_min_distance(species: str, target_rdf: np.ndarray, volume_per_atom: float, settings: RDFSettings) -> float:
-    """Return the shortest distance to allow in Å: 0.9 of the covalent bond or, if less, of the target's shortest.
+def default_min_distances(
+    composition: Composition, target_rdf: np.ndarray, volume_per_atom: float, settings: RDFSettings
+) -> np.ndarray:
+    """Return the shortest distance to allow in each channel, shape (n_channels,); Å.
 
-    The target's shortest distance is that within which an atom has 0.3 neighbours on average.
+    It is 0.9 of the covalent bond or, if less, of the target's shortest distance, that within which an atom of the
+    scarcer species of the pair has 0.3 neighbours of the other on average.
     """
-    bond = 2 * covalent_radii[_checked_species(species)]
     shells = 4 * np.pi * settings.grid**2 * settings.bin_width / volume_per_atom
-    neighbors = np.cumsum(np.clip(target_rdf, 0, None) * shells)
-    if neighbors[-1] < FIRST_NEIGHBOR:
-        return float(0.9 * bond)
-    return float(0.9 * min(bond, settings.grid[np.argmax(neighbors >= FIRST_NEIGHBOR)]))
+    limits = []
+    for pair, rdf in zip(composition.channels, np.atleast_2d(target_rdf), strict=True):
+        bond = sum(covalent_radii[atomic_numbers[name]] for name in pair)
+        share = max(composition.fractions[name] for name in pair)
+        neighbors = np.cumsum(np.clip(rdf, 0, None) * shells * share)
+        if neighbors[-1] >= FIRST_NEIGHBOR:
+            bond = min(bond, settings.grid[np.argmax(neighbors >= FIRST_NEIGHBOR)])
+        limits.append(0.9 * bond)
+    return np.array(limits)
 
 
 def _search(
@@ -182,18 +192,19 @@ def _search(
 
 
 def _accept(
-    steered: Steered, target: Target, threshold: float, species: str, counts: dict[str, int]
+    steered: Steered, target: Target, threshold: float, species: Sequence[str], counts: dict[str, int]
 ) -> tuple[Reconstruction, ...]:
     """Keep the steered crystals that obey all limits, best first, without near-identical copies."""
     counts |= dict.fromkeys(("too_close", "wrong_volume", "wrong_symmetry", "dissimilar"), 0)
     crystals, limits = steered.crystals, target.limits
-    shortest = min_distances(crystals, limits.min_distance)
+    shortest = min_distances(crystals, float(np.max(limits.min_distance)))
+    too_close = np.any(shortest < limits.min_distance, axis=1)
     ratios = crystals.volumes_per_atom / limits.volume_per_atom
     distances = pearson_distances(crystals, target.rdf, target.settings)
     near: list[int] = []
     for index in np.argsort(distances, kind="stable"):
         reason = None
-        if shortest[index] < limits.min_distance:
+        if too_close[index]:
             reason = "too_close"
         elif abs(ratios[index] - 1) > limits.volume_tolerance + ENLARGED:
             reason = "wrong_volume"
@@ -215,14 +226,15 @@ def _accept(
     )
 
 
-def _checked_target(target_rdf: np.ndarray, settings: RDFSettings) -> np.ndarray:
-    target = np.asarray(target_rdf, float)
-    if target.shape != (settings.n_bins,):
-        raise ValueError(f"target RDF has shape {target.shape}, the settings ask for ({settings.n_bins},)")
+def _checked_target(target_rdf: np.ndarray, composition: Composition, settings: RDFSettings) -> np.ndarray:
+    target, n_channels = np.asarray(target_rdf, float), len(composition.channels)
+    shape = (n_channels, settings.n_bins) if n_channels > 1 else (settings.n_bins,)
+    if target.shape != shape:
+        raise ValueError(f"target RDF has shape {target.shape}, settings and composition {composition} ask for {shape}")
     if not np.isfinite(target).all():
         raise ValueError("target RDF is not finite")
     if np.ptp(target) == 0:
-        raise ValueError(f"target RDF is {target[0]} everywhere; a crystal has peaks")
+        raise ValueError(f"target RDF is {target.flat[0]} everywhere; a crystal has peaks")
     return np.clip(target, 0, None)
 
 
@@ -233,15 +245,15 @@ def _checked_sizes(natoms: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def _checked_species(species: str) -> int:
-    """Return the atomic number; one element only for now."""
-    if not isinstance(species, str):
-        raise ReconstructionError(
-            f"reconstruction is for one species for now, got {species!r}; pass one chemical symbol"
-        )
-    if atomic_numbers.get(species, 0) < 1:
-        raise ReconstructionError(f"{species!r} is no chemical symbol; reconstruction is for one species, as 'Si'")
-    return atomic_numbers[species]
+def _checked_distances(min_distance: float | Sequence[float], composition: Composition) -> np.ndarray:
+    """Return the shortest allowed distance of each channel."""
+    distances, n_channels = np.atleast_1d(np.asarray(min_distance, float)), len(composition.channels)
+    if not (distances > 0).all():
+        raise ValueError(f"min_distance must be positive, got {min_distance} Å")
+    if distances.shape not in ((1,), (n_channels,)):
+        pairs = ", ".join("-".join(pair) for pair in composition.channels)
+        raise ValueError(f"min_distance must be one number or {n_channels}, for {pairs}; got {min_distance}")
+    return np.broadcast_to(distances, n_channels)
 
 
 def _check_numbers(

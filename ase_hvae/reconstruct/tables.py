@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 
+from ase_hvae.rdf import channel_table
 from ase_hvae.reconstruct.wyckoff import Template
 
 FAMILIES = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "hexagonal", "cubic")
@@ -31,6 +32,12 @@ class Tables(NamedTuple):
         Shape (n_templates, n_atoms): size of the orbit for the first atom of each orbit, 0 for the others.
     strains : ndarray
         Shape (n_templates, 6, 3, 3): strains that keep the point group.
+    species : ndarray
+        Shape (n_templates, n_atoms), int64: species of each atom, padded with -1.
+    channels : ndarray
+        Shape (n_species, n_species), int64: channel of g(r) of a pair of species.
+    pair_counts : ndarray
+        Shape (n_templates, n_channels): ordered pairs of atoms of a channel in one cell.
     """
 
     n_atoms: np.ndarray
@@ -44,6 +51,9 @@ class Tables(NamedTuple):
     n_own: np.ndarray
     orbit_size: np.ndarray
     strains: np.ndarray
+    species: np.ndarray
+    channels: np.ndarray
+    pair_counts: np.ndarray
 
 
 def tabulate(templates: Sequence[Template]) -> Tables:
@@ -52,7 +62,10 @@ def tabulate(templates: Sequence[Template]) -> Tables:
     offset, matrix = np.zeros((n_templates, n_atoms, 3)), np.zeros((n_templates, n_atoms, 3, 3))
     start, n_own = np.zeros((2, n_templates, n_atoms), dtype=np.int64)
     orbit_size, strains = np.zeros((n_templates, n_atoms)), np.zeros((n_templates, MAX_STRAINS, 3, 3))
+    channels = channel_table(1 + max((int(entry.species.max()) for entry in templates), default=0))
+    species = np.full((n_templates, n_atoms), -1)
     for row, entry in enumerate(templates):
+        species[row, : entry.n_atoms] = entry.species
         offset[row, : entry.n_atoms] = entry.offset
         strains[row, : len(entry.strains)] = entry.strains
         atom = column = 0
@@ -61,6 +74,12 @@ def tabulate(templates: Sequence[Template]) -> Tables:
             matrix[row, orbit, :, :width] = entry.matrix[orbit, :, column : column + width]
             start[row, orbit], n_own[row, orbit], orbit_size[row, atom] = column, width, size
             atom, column = atom + size, column + width
+    numbers, pair_counts = (
+        (species[:, :, None] == np.arange(len(channels))).sum(1),
+        np.zeros((n_templates, channels.max() + 1)),
+    )
+    for (a, b), channel in np.ndenumerate(channels):
+        pair_counts[:, channel] += numbers[:, a] * numbers[:, b]
     return Tables(
         np.array([entry.n_atoms for entry in templates], dtype=np.int64),
         np.array([entry.n_free for entry in templates], dtype=np.int64),
@@ -73,6 +92,9 @@ def tabulate(templates: Sequence[Template]) -> Tables:
         n_own,
         orbit_size,
         strains,
+        species,
+        channels,
+        pair_counts,
     )
 
 
@@ -122,11 +144,12 @@ class Crystals:
         """Return the template of one crystal."""
         return self.templates[self.template[index]]
 
-    def atoms(self, index: int, species: str) -> Atoms:
-        """Return one crystal as Atoms with wrapped positions."""
+    def atoms(self, index: int, species: str | Sequence[str]) -> Atoms:
+        """Return one crystal as Atoms with wrapped positions, given the chemical symbols of the species."""
         entry = self.entry(index)
         scaled = entry.matrix @ self.coordinates[index, : entry.n_free] + entry.offset
-        return Atoms([species] * entry.n_atoms, scaled_positions=scaled % 1.0, cell=self.cells[index], pbc=True)
+        symbols = np.atleast_1d(species)[entry.species].tolist()
+        return Atoms(symbols, scaled_positions=scaled % 1.0, cell=self.cells[index], pbc=True)
 
 
 def crystals_of(

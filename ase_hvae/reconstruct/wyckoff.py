@@ -104,6 +104,8 @@ class Template:
     group : SpaceGroup
     letters : tuple of str
         One letter per orbit, sorted.
+    species : ndarray
+        Shape (n_atoms,), int64: which of the composition's species an atom is.
     matrix, offset : ndarray
         Shapes (n_atoms, 3, n_free) and (n_atoms, 3): scaled positions are ``matrix @ u + offset``.
     orbit_sizes : ndarray
@@ -114,6 +116,7 @@ class Template:
 
     group: SpaceGroup
     letters: tuple[str, ...]
+    species: np.ndarray
     matrix: np.ndarray
     offset: np.ndarray
     orbit_sizes: np.ndarray
@@ -181,16 +184,26 @@ def _renamings(table: Any) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8000)
-def template(number: int, letters: tuple[str, ...]) -> Template:
-    """Return the template of a space group and one Wyckoff letter per orbit."""
+def template(number: int, letters: tuple[str, ...], species: tuple[int, ...] | None = None) -> Template:
+    """Return the template of a space group, one Wyckoff letter per orbit and its species, the first by default.
+
+    Raises
+    ------
+    ReconstructionError
+        If the space group has no such letter.
+    ValueError
+        If there are not as many species as letters.
+    """
     group = space_group(number)
+    orbits = sorted(zip(letters, species or (0,) * len(letters), strict=True))
     by_letter = {site.letter: site for site in group.sites}
     unknown = sorted(set(letters) - set(by_letter))
     if unknown:
         raise ReconstructionError(
             f"space group {number} has no Wyckoff position {', '.join(unknown)}; it has {', '.join(by_letter)}"
         )
-    sites = [by_letter[letter] for letter in sorted(letters)]
+    sites = [by_letter[letter] for letter, _ in orbits]
+    sizes = np.array([site.multiplicity for site in sites])
     n_free = sum(site.n_free for site in sites)
     matrix = np.zeros((sum(site.multiplicity for site in sites), 3, n_free))
     row = column = 0
@@ -200,9 +213,10 @@ def template(number: int, letters: tuple[str, ...]) -> Template:
     return Template(
         group=group,
         letters=tuple(site.letter for site in sites),
+        species=np.repeat([kind for _, kind in orbits], sizes),
         matrix=matrix,
         offset=np.concatenate([site.offset for site in sites]),
-        orbit_sizes=np.array([site.multiplicity for site in sites]),
+        orbit_sizes=sizes,
         strains=_strain_basis(group.family),
     )
 

@@ -69,7 +69,7 @@ def test_train_on_a_folder_of_a_binary(tmp_path, monkeypatch, capsys):
     assert replica.rdf.shape == (3, 200)
     with pytest.raises(SystemExit):
         main(["generate", "--model", "sic.safetensors", "--out", "run"])
-    assert "know crystals of C, Si; crystals are reconstructed for one element only" in capsys.readouterr().err
+    assert "no table of known crystals for 'CSi'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
