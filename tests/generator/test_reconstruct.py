@@ -262,7 +262,7 @@ def test_finds_a_crystal_from_its_own_rdf(name):
     target, volume = radial_distribution(atoms), atoms.get_volume() / len(atoms)
     species = atoms.symbols[0]
     rng = np.random.default_rng(0)
-    result = reconstruct(target, volume, composition=species, natoms=(1, 2), n_proposals=3000, n_steered=16, rng=rng)
+    result = reconstruct(target, volume, composition=species, natoms=(1, 2), n_proposals=600, n_steered=16, rng=rng)
     best = result.crystals[0]
     assert best.pearson_distance < 1e-3
     assert find_space_group(best.atoms, symprec=0.01).number == number
@@ -284,7 +284,7 @@ def test_learned_positions_find_lonsdaleite_and_bc8():
     for atoms, number in ((lonsdaleite, 194), (bc8, 206)):
         target, volume = radial_distribution(atoms), atoms.get_volume() / len(atoms)
         rng = np.random.default_rng(1)
-        result = reconstruct(target, volume, natoms=(4, 8), prior=prior, n_proposals=3000, n_steered=8, rng=rng)
+        result = reconstruct(target, volume, natoms=(4, 8), prior=prior, n_proposals=600, n_steered=8, rng=rng)
         assert result.crystals[0].pearson_distance < 1e-3
         assert find_space_group(result.crystals[0].atoms).number == number
 
@@ -315,7 +315,7 @@ def test_accepted_crystals_obey_all_limits_and_repeat():
     smooth = np.convolve(radial_distribution(DIAMOND), np.full(5, 0.2), "same")  # as blurred as a decoded one
 
     def search(seed):
-        options = {"natoms": range(1, 7), "n_proposals": 4000, "n_steered": 12, "threshold": 0.3, "min_distance": 2.1}
+        options = {"natoms": range(1, 7), "n_proposals": 800, "n_steered": 12, "threshold": 0.3, "min_distance": 2.1}
         return reconstruct(smooth, volume, **options, volume_tolerance=0.08, rng=np.random.default_rng(seed))
 
     result, again = search(5), search(5)

@@ -32,7 +32,7 @@ def test_space_groups_are_numbers_from_1_to_230():
 
 def test_crystals_obey_space_groups_volume_and_shortest_distance():
     options = {"spacegroups": "139,194", "volume": 19.0, "min_distance": 2.3, "natoms": "1-4", "pearson_threshold": 1.0}
-    source = CrystalSource.open(GenerateConfig().with_options(n_proposals=2000, n_steered=8, **options))
+    source = CrystalSource.open(GenerateConfig().with_options(n_proposals=300, n_steered=8, **options))
     candidates, counts = source.crystals(source.replicas()[0])
     assert candidates
     assert counts["accepted"] >= len(candidates)

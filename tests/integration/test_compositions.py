@@ -66,7 +66,7 @@ def test_the_card_names_orbits_with_their_species(weights):
 def test_generate_crystals_of_two_species(weights, tmp_path):
     options = {
         "calc": EMT(), "n": 6, "natoms": "2,4", "n_phonons": 1, "sampling": "posterior", "min_length": 6.0, "seed": 2,
-        "pearson_threshold": 0.6, "n_proposals": 4000, "workers": 1,
+        "pearson_threshold": 0.6, "n_proposals": 600, "workers": 1,
     }  # fmt: skip
     ranked = generate(out=tmp_path / "run", **weights, **options)
     assert ranked
@@ -92,7 +92,7 @@ def test_another_composition_of_the_same_elements(weights, tmp_path):
     ordered.symbols[1:] = "Cu"  # L1_2
     write(tmp_path / "cu3au.extxyz", [*known, ordered])
     options = weights | {"known": str(tmp_path / "cu3au.extxyz"), "composition": "AuCu3", "pearson_threshold": 1.5}
-    source = CrystalSource.open(GenerateConfig().with_options(n_proposals=2000, n_steered=6, n=2, **options))
+    source = CrystalSource.open(GenerateConfig().with_options(n_proposals=300, n_steered=6, n=2, **options))
     assert [atoms.symbols.get_chemical_formula() for atoms in source.known] == ["AuCu3"]
     candidates, _ = source.crystals(source.replicas()[0])
     assert candidates

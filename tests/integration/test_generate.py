@@ -227,8 +227,8 @@ def test_vasp_takes_over_where_the_potential_does_not_cover_the_element(copper_w
     options = {
         "model": str(weights), "known": str(known), "calculator": "maise,vasp",
         "vasp": {"encut": 350, "kpts": [2, 2, 2]},
-        "n": 4, "natoms": "1,3", "n_phonons": 0, "sampling": "posterior", "pearson_threshold": 1.0, "fmax": 0.5,
-        "workers": 2, "seed": 2, "n_proposals": 300,
+        "n": 8, "natoms": "1,3", "n_phonons": 0, "sampling": "posterior", "pearson_threshold": 1.0, "fmax": 0.5,
+        "workers": 2, "seed": 2, "n_proposals": 100,
     }  # fmt: skip
     folder = tmp_path / "run"
     ranked = generate(out=folder, **options)

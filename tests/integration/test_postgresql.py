@@ -20,7 +20,7 @@ from ase_hvae import generate
 from ase_hvae.database import CandidateDatabase, RunFolder, check_url, without_password
 from ase_hvae.errors import ConfigError, RunFolderError
 
-OPTIONS = {"n": 6, "natoms": "1-4", "n_phonons": 2, "n_elastic": 1, "seed": 3, "n_proposals": 2000, "workers": 1}
+OPTIONS = {"n": 6, "natoms": "1-4", "n_phonons": 2, "n_elastic": 1, "seed": 3, "n_proposals": 300, "workers": 1}
 PASSWORD = "s3cret-word"
 
 
