@@ -172,6 +172,8 @@ def test_folds_hold_out_every_family_once() -> None:
     held_out = np.concatenate([split.test for split in splits])
     assert sorted(held_out) == list(np.flatnonzero(~keep))
     assert max(len(split.test) for split in splits) - min(len(split.test) for split in splits) <= 4  # a family
+    validation = np.concatenate([split.validation for split in splits])
+    assert len(set(validation)) == len(validation)  # no row chooses the weights of two networks
     for split in splits:
         parts = [set(families[part]) for part in (split.train, split.validation, split.test)]
         assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
