@@ -211,6 +211,18 @@ def test_gradient_of_the_objective(labels: Labels) -> None:
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(float(parameter.grad[place]), rel=1e-6)
 
 
+def test_lowest_rows_are_allowed_smaller_errors(labels: Labels) -> None:
+    above = labels.energies_per_atom - labels.energies_per_atom.min()
+    usual = ObjectiveSettings().weigh(labels, above)
+    tight = ObjectiveSettings(near_tolerance=0.2, near_window=0.5).weigh(labels, above)
+    np.testing.assert_array_equal(tight.energies, usual.energies)
+    for dE, few, many in zip(above, usual.derivatives, tight.derivatives, strict=True):
+        np.testing.assert_allclose(many, few / min(0.2 + dE / 0.5, 1.0) ** 2, rtol=1e-12)
+    for share in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"near_tolerance is {share}; it must be positive and at most 1"):
+            ObjectiveSettings(near_tolerance=share)
+
+
 def test_folded_network_is_the_same_function(labels: Labels, tables) -> None:
     data = prepare(labels, SPLIT, tables=tables)
     networks, whitening = make_networks(data, FAST).double(), data.whitenings[0]
