@@ -203,16 +203,12 @@ class Batch:
         return Batch(**columns)
 
 
-def compute_tables(
-    labels: Labels, basis: Basis, species: Sequence[str] | None = None, *, dtype: type = np.float32
-) -> list[Table]:
-    """Descriptors and their derivatives of all structures, see :func:`maise_bridge.tables.descriptor_tables`."""
-    return [
-        (values, derivatives.astype(dtype))
-        for values, derivatives in (
-            descriptor_tables(atoms, basis, species or labels.species) for atoms in labels.structures
-        )
-    ]
+def compute_tables(labels: Labels, basis: Basis, species: Sequence[str] | None = None) -> list[Table]:
+    """Descriptors and their derivatives of all structures, see :func:`maise_bridge.tables.descriptor_tables`.
+
+    In double precision: whitening magnifies small differences of them, and single precision is enough only after it.
+    """
+    return [descriptor_tables(atoms, basis, species or labels.species) for atoms in labels.structures]
 
 
 def make_groups(
