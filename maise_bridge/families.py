@@ -107,7 +107,8 @@ def split_families(
         Rows whose families stay in training.
     fold : tuple of int, optional
         Number, from 0, of a test set and how many there are: these have no family in common and hold all families that
-        may be held out, in about equal parts; instead of the share `test`. The same `rng` each time.
+        may be held out, in about equal parts; instead of the share `test`. The same `rng` each time. Validation rows
+        come from the next test set first, so that folds do not share them if it is large enough.
     rng : numpy.random.Generator
 
     Raises
@@ -123,8 +124,12 @@ def split_families(
     shuffled = [family for family in rng.permutation(len(counts)).tolist() if family not in kept]
     order = sorted(shuffled, key=lambda family: counts[family] * (counts[family] > largest * n), reverse=True)
     order = order if kept else order[1:]
-    tested = [] if fold is None else _fold(order, counts, *fold)
-    order = [family for family in order if family not in set(tested)]
+    tested: list[int] = []
+    if fold is not None:
+        number, n_folds = fold
+        tested = _fold(order, counts, number, n_folds)
+        following = _fold(order, counts, (number + 1) % n_folds, n_folds)
+        order = [family for family in order if family not in {*tested, *following}] + following
     parts: list[list[int]] = [tested, []]
     for part, share in zip(parts, (test if fold is None else 0.0, validation), strict=True):
         while sum(counts[part]) < share * n:

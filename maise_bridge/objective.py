@@ -52,6 +52,10 @@ class ObjectiveSettings:
         Force errors of an atom are divided by 1 + |F| / force_softening; eV/Å.
     energy_window : float
         Rows weigh 1 / (1 + (dE / energy_window)²), dE above the lowest; eV/atom.
+    near_tolerance, near_window : float
+        Share of force_error and stress_error that rows at the lowest energy are allowed, and dE (eV/atom) over which
+        the share rises by one. Curvatures of the lowest minimum, as its elastic constants, follow from forces and
+        stresses far smaller than the errors that are fair elsewhere.
     coarse_spacing, coarse_weight : float
         Energies of cells of 3 and more atoms with k spacing at or above this (1/Å) are weighed by that.
     tag_weights : tuple of (str, float)
@@ -63,21 +67,28 @@ class ObjectiveSettings:
     stress_error: float = 0.005
     force_softening: float = 2.0
     energy_window: float = 0.5
+    near_tolerance: float = 1.0
+    near_window: float = 0.4
     coarse_spacing: float = 0.29
     coarse_weight: float = 0.5
     tag_weights: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("energy_error", "force_error", "stress_error", "force_softening", "energy_window"):
+        names = ("energy_error", "force_error", "stress_error", "force_softening", "energy_window", "near_window")
+        for name in names:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if not 0 < self.near_tolerance <= 1:
+            raise ValueError(f"near_tolerance is {self.near_tolerance}; it must be positive and at most 1, a share")
 
     def weigh(self, labels: Labels, above: np.ndarray) -> Weights:
         """Weights of rows whose energies are so far above the lowest, (n,) in eV/atom."""
         rows, energies = row_weights(labels, self, above)
+        shares = np.clip(self.near_tolerance + above / self.near_window, self.near_tolerance, 1.0)
+        derivatives = rows / shares**2
         return Weights(
             energies=energies / (labels.n_atoms * self.energy_error) ** 2,
-            derivatives=tuple(rows[row] * self._derivatives(labels, row) for row in range(len(labels))),
+            derivatives=tuple(derivatives[row] * self._derivatives(labels, row) for row in range(len(labels))),
             norm=float(rows.sum()),
         )
 
@@ -192,16 +203,12 @@ class Batch:
         return Batch(**columns)
 
 
-def compute_tables(
-    labels: Labels, basis: Basis, species: Sequence[str] | None = None, *, dtype: type = np.float32
-) -> list[Table]:
-    """Descriptors and their derivatives of all structures, see :func:`maise_bridge.tables.descriptor_tables`."""
-    return [
-        (values, derivatives.astype(dtype))
-        for values, derivatives in (
-            descriptor_tables(atoms, basis, species or labels.species) for atoms in labels.structures
-        )
-    ]
+def compute_tables(labels: Labels, basis: Basis, species: Sequence[str] | None = None) -> list[Table]:
+    """Descriptors and their derivatives of all structures, see :func:`maise_bridge.tables.descriptor_tables`.
+
+    In double precision: whitening magnifies small differences of them, and single precision is enough only after it.
+    """
+    return [descriptor_tables(atoms, basis, species or labels.species) for atoms in labels.structures]
 
 
 def make_groups(

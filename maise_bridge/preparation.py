@@ -68,7 +68,7 @@ def prepare(
     *,
     basis: Basis | None = None,
     species: Sequence[str] | None = None,
-    whitening_floor: float = 1e-6,
+    whitening_floor: float = 1e-8,
     like_maise: bool = False,
     frozen: FrozenNetworks | None = None,
     tables: Sequence[Table] | None = None,
@@ -105,7 +105,7 @@ def prepare(
     basis = (basis or standard_basis(51)) if frozen is None else frozen.basis
     dtype = torch.float64 if like_maise or frozen is not None else torch.float32
     if tables is None:
-        tables = compute_tables(labels, basis, species, dtype=np.float64 if dtype == torch.float64 else np.float32)
+        tables = compute_tables(labels, basis, species)
     rows: list[Table | None] = list(tables)
     whitenings = _whitenings(labels, split, tables, species, like_maise, frozen, whitening_floor)
     references, zeros, above = _energies(labels, split, species)

@@ -69,6 +69,7 @@ class Recipe:
     n_epochs: int = 20
     weight_decay: float = 0.3
     energy_window: float = 0.5
+    near_tolerance: float = 1.0
     tag_weights: tuple[tuple[str, float], ...] = ()
     filters: Filters = field(default_factory=Filters)
     maise: MaiseObjective | None = None
@@ -83,7 +84,9 @@ class Recipe:
 
     def settings(self, member: int) -> TrainingSettings:
         """Return the settings of one member."""
-        own = ObjectiveSettings(energy_window=self.energy_window, tag_weights=self.tag_weights)
+        own = ObjectiveSettings(
+            energy_window=self.energy_window, near_tolerance=self.near_tolerance, tag_weights=self.tag_weights
+        )
         return TrainingSettings(
             hidden=self.hidden,
             n_epochs=self.n_epochs,

@@ -44,6 +44,8 @@ def _add_fit(add: Callable) -> None:
     add("--epochs", type=int, default=20, help="epochs of Adam before [20]")
     add("--weight-decay", type=float, default=0.3, help="factor of the sum of squared weights [0.3]")
     add("--energy-window", type=float, default=0.5, help="eV/atom; rows far above it weigh little [0.5]")
+    near_help = "share of the usual errors of forces and stress that the lowest rows are allowed [1]"
+    add("--near-tolerance", type=float, default=1.0, metavar="SHARE", help=near_help)
     tag_help = "weigh rows with such a config_type"
     add("--tag-weight", action="append", default=[], metavar="PATTERN=FACTOR", help=tag_help)
 
@@ -114,6 +116,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         n_epochs=options.epochs,
         weight_decay=options.weight_decay,
         energy_window=options.energy_window,
+        near_tolerance=options.near_tolerance,
         tag_weights=tuple(_tag_weight(text) for text in options.tag_weight),
         filters=_filters(options),
         maise=MaiseObjective(**given, seed=options.seed) if options.maise_objective else None,
