@@ -104,7 +104,8 @@ def reconstruct(
     prior : WyckoffPrior, optional
         Distribution of space groups and Wyckoff positions; uniform by default.
     n_proposals, n_steered : int
-        Random crystals to draw, and how many to steer to the end.
+        Crystals to build, and how many to steer to the end. More than 8 atoms in the primitive cell call for ten times
+        as many proposals or more.
     threshold : float
         Largest Pearson distance of an accepted crystal, over the joined channels.
     min_distance : float or sequence of float, optional
