@@ -102,7 +102,7 @@ class ReconstructConfig:
         unit="Å",
         above=0.0,
     )
-    n_proposals: int = option(600, "proposed crystals per replica; ten times as many for more than 8 atoms", minimum=1)
+    n_proposals: int = option(1000, "proposed crystals per replica; ten times as many for more than 8 atoms", minimum=1)
     n_steered: int = option(32, "proposals steered per replica after screening", minimum=1)
     per_replica: int = option(3, "most candidates kept per replica", minimum=1)
     pearson_threshold: float = option(0.13, "largest Pearson distance to the replica", above=0.0, maximum=2.0)

@@ -11,12 +11,14 @@ from ase_hvae.reconstruct.kernels import rdfs, shortest_distances
 from ase_hvae.reconstruct.tables import Crystals
 
 SHARE = 0.25  # of the proposals that are steered
+BEST_OF_TEMPLATE = 6  # most proposals of one template that are steered
 
 
 def choose(crystals: Crystals, losses: np.ndarray) -> np.ndarray:
     """Return the positions of the proposals to steer, the best first: a share of those with as many free parameters.
 
-    More free parameters make lower losses, right or wrong, so that losses are compared among equals.
+    More free parameters make lower losses, right or wrong, so that losses are compared among equals. At most
+    `BEST_OF_TEMPLATE` are of one template, so that none takes the places of others.
 
     Parameters
     ----------
@@ -25,11 +27,11 @@ def choose(crystals: Crystals, losses: np.ndarray) -> np.ndarray:
     losses : ndarray
         Shape (n_crystals,): infinite for those that are out.
     """
-    tables = crystals.tables
     order = np.argsort(losses, kind="stable")
-    freedom = (tables.n_free + tables.n_strains)[crystals.template[order]]
+    template = crystals.template[order]
+    freedom = (crystals.tables.n_free + crystals.tables.n_strains)[template]
     most = np.ceil(SHARE * np.bincount(freedom))
-    chosen = _rank_within(freedom) < most[freedom]
+    chosen = (_rank_within(freedom) < most[freedom]) & (_rank_within(template) < BEST_OF_TEMPLATE)
     return order[chosen & np.isfinite(losses[order])]
 
 

@@ -79,7 +79,7 @@ def reconstruct(
     settings: RDFSettings | None = None,
     natoms: Sequence[int] = tuple(range(1, 9)),
     prior: WyckoffPrior | None = None,
-    n_proposals: int = 600,
+    n_proposals: int = 1000,
     n_steered: int = 32,
     threshold: float = 0.13,
     min_distance: float | Sequence[float] | None = None,

@@ -221,17 +221,24 @@ def test_losses_of_proposals_are_those_of_their_rdfs():
     np.testing.assert_allclose(losses[sound], exact, rtol=0.02, atol=2e-3)  # peaks are cut off at 3 sigma
 
 
-def test_screen_keeps_a_share_of_those_with_equal_freedom_the_nearest_first(proposals):
+def test_screen_keeps_a_share_of_those_with_equal_freedom_and_few_of_a_template(proposals):
     many = proposals.select(np.repeat(np.arange(len(proposals)), 20))
     losses = np.random.default_rng(0).random(len(many))
     losses[::7] = np.inf
+    losses[many.template == 3] *= 0.01  # one that would fill its share alone
     chosen = choose(many, losses)
     assert np.isfinite(losses[chosen]).all()
     assert (np.diff(losses[chosen]) >= 0).all()
+    assert np.bincount(many.template[chosen]).max() == np.sum(many.template[chosen] == 3) == 6
     freedom = (many.tables.n_free + many.tables.n_strains)[many.template]
     for value in np.unique(freedom):
-        best = np.sort(losses[freedom == value])[: math.ceil(0.25 * (freedom == value).sum())]
-        np.testing.assert_array_equal(losses[chosen][freedom[chosen] == value], best)
+        equals = np.flatnonzero(freedom == value)
+        best = equals[np.argsort(losses[equals])][: math.ceil(0.25 * len(equals))]
+        ours = chosen[freedom[chosen] == value]
+        assert set(ours) <= set(best)
+        for template_ in np.unique(many.template[best]):
+            of_template = best[many.template[best] == template_]
+            np.testing.assert_array_equal(np.sort(of_template[:6]), np.sort(ours[many.template[ours] == template_]))
 
 
 def test_keeps_space_group_notices_a_lower_one():

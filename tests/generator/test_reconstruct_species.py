@@ -73,6 +73,7 @@ def test_finds_a_crystal_from_its_own_partial_rdfs(name):
         volume,
         composition=str(atoms.symbols),
         natoms=(len(atoms),),
+        n_proposals=5000,
         rng=np.random.default_rng(0),
     )
     best = result.crystals[0].atoms
