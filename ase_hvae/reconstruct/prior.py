@@ -32,7 +32,7 @@ PROTOTYPES = {  # crystal prototypes in AFLOW's library by space group (Mehl et 
 
 @dataclass(frozen=True)
 class WyckoffPrior:
-    """Distribution over (space group, Wyckoff letters): what known crystals have, mixed with a uniform one.
+    """Distribution over (space group, Wyckoff letters): what known crystals have, mixed with all there is.
 
     Attributes
     ----------
