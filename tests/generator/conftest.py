@@ -1,9 +1,13 @@
 """Fixtures that several test modules of the generator share."""
 
+import numpy as np
 import pytest
 import torch
 from ase.build import bulk
 from ase.config import cfg
+
+from ase_hvae.reconstruct.descent import linearise, make_model
+from ase_hvae.reconstruct.kernels import make_space
 
 
 @pytest.fixture
@@ -32,3 +36,32 @@ def crystals():
     for name, atoms in zip(["diamond", "fcc", "bcc", "sc"], structures, strict=True):
         atoms.info["name"] = name
     return structures
+
+
+@pytest.fixture
+def gradient_errors():
+    """Errors of the gradient of the loss along random directions, and what they are to be compared with."""
+
+    def errors(crystals, goal, n_crystals=20):
+        rng, tables, found = np.random.default_rng(0), crystals.tables, []
+        for index in range(n_crystals):
+            t, entry = crystals.template[index], crystals.entry(index)
+            space = make_space(entry.n_atoms, 20000, len(goal.target))
+            model = make_model(entry.n_atoms, entry.n_parameters, len(goal.target))
+            cell, u = crystals.cells[index], crystals.coordinates[index]
+            linearise(tables, t, cell, u, goal, space, model)
+            direction = rng.normal(size=entry.n_parameters)
+            exact, step = model.gradient @ direction, direction / model.scales
+
+            def loss(size, entry=entry, t=t, cell=cell, u=u, step=step, space=space):
+                strain = np.einsum("q,qij->ij", size * step[entry.n_free :], entry.strains)
+                moved = u.copy()
+                moved[: entry.n_free] += size * step[: entry.n_free]
+                other = make_model(entry.n_atoms, entry.n_parameters, len(goal.target))
+                return linearise(tables, t, cell + cell @ (strain + strain @ strain / 2), moved, goal, space, other)
+
+            numeric = (loss(1e-5) - loss(-1e-5)) / 4e-5  # the gradient is that of half of the squares
+            found.append((abs(numeric - exact), np.linalg.norm(model.gradient) * np.linalg.norm(direction)))
+        return found
+
+    return errors
