@@ -130,18 +130,23 @@ class WyckoffPrior:
                 yield known[int(rng.integers(len(known)))]
                 continue
             n_atoms = sizes[int(rng.integers(len(sizes)))]
-            if rng.random() < LISTED_SHARE:
-                listed = _listed(tuple(groups[n_atoms]), n_atoms)
-                if listed:
-                    number, choice = listed[int(rng.integers(len(listed)))]
-                    yield template(number, *choice)
-                    continue
-            number = groups[n_atoms][int(np.searchsorted(chances[n_atoms], rng.random(), side="right"))]
-            choices = combinations(number, n_atoms)
-            if choices and rng.random() < 0.5:
-                yield template(number, *choices[int(rng.integers(len(choices)))])
-            else:
-                yield template(number, *draw_choice(number, n_atoms, rng))
+            number, choice = _draw_unlearned(groups[n_atoms], chances[n_atoms], n_atoms, rng)
+            yield template(number, *choice)
+
+
+def _draw_unlearned(
+    numbers: Sequence[int], chances: np.ndarray, n_atoms: tuple[int, ...], rng: np.random.Generator
+) -> tuple[int, Choice]:
+    """Draw a space group, given their cumulative chances, and a choice in it, or any of the listed choices of all."""
+    if rng.random() < LISTED_SHARE:
+        listed = _listed(tuple(numbers), n_atoms)
+        if listed:
+            return listed[int(rng.integers(len(listed)))]
+    number = numbers[int(np.searchsorted(chances, rng.random(), side="right"))]
+    choices = combinations(number, n_atoms)
+    if choices and rng.random() < 0.5:
+        return number, choices[int(rng.integers(len(choices)))]
+    return number, draw_choice(number, n_atoms, rng)
 
 
 def _chances(numbers: Sequence[int]) -> np.ndarray:
