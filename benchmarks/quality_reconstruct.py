@@ -36,9 +36,11 @@ from ase_hvae import sampling
 from ase_hvae.data import load_known
 from ase_hvae.hvae import load_model
 from ase_hvae.rdf import RDFSettings, radial_distribution
-from ase_hvae.reconstruct import WyckoffPrior, reconstruct
+from ase_hvae.reconstruct import Composition, WyckoffPrior, reconstruct
+from ase_hvae.reconstruct.coordination import first_shells
 from ase_hvae.reconstruct.drawing import draw
 from ase_hvae.reconstruct.goal import Limits, Target
+from ase_hvae.reconstruct.propose import STRICTNESS
 from ase_hvae.reconstruct.tables import tabulate
 from ase_hvae.reconstruct.wyckoff import space_group
 from ase_hvae.replicas import Replica, decode
@@ -196,14 +198,15 @@ def screening_rate(n_atoms: int = 8, n_proposals: int = 50_000) -> float:
     """Proposals of one number of atoms that are drawn and screened per CPU second."""
     diamond = next(atoms for atoms in load_known("Si") if atoms.info["name"] == "diamond")
     target = Target(radial_distribution(diamond), SETTINGS, Limits(2.0, 20.0, 0.1))
-    goal = target.goal(sigma=0.3, rmax=5.5)
+    goal, shells = target.goal(sigma=0.3, rmax=5.5), first_shells(target, Composition.parse("Si"))
+    strictness = np.full(n_proposals, STRICTNESS)
     tables = tabulate(list(islice(WyckoffPrior().draw((n_atoms,), np.random.default_rng(0)), 500)))
     template = np.arange(n_proposals) % 500
     cells, coordinates = np.zeros((n_proposals, 3, 3)), np.zeros((n_proposals, int(tables.n_free.max())))
     times = []
     for seed in range(4):  # the first may compile
         start = time.process_time()
-        draw(tables, template, np.uint64(seed), 0, goal, 0.1, cells, coordinates)
+        draw(tables, template, strictness, np.uint64(seed), 0, goal, shells, 0.1, cells, coordinates)
         times.append(time.process_time() - start)
     return n_proposals / float(np.median(times[1:]))
 

@@ -34,6 +34,7 @@ PLACES = np.array([1, 16, 32, 64])  # places tried for an orbit with that many f
 ROUNDS = 3  # of placing every orbit
 VOLUMES = 0.5  # share of the window of volumes that proposals have
 ROOM = 0.05  # loss that is as good as none in a random place
+EDGE = 0.3  # width of the edge of a first shell; Å
 N_SHIFTS = 64  # tabulated places of a peak between two grid points
 N_SIGMA = 3.0  # half width of a peak in units of sigma
 MAX_ANGLE = math.pi / 6  # largest deviation of a free cell angle from 90 degrees in a proposal
@@ -122,13 +123,18 @@ class Draft(NamedTuple):
     Attributes
     ----------
     pairs, others, trial, best : ndarray
-        Shape (n_grid,): smeared pairs of all orbits, of all but one, with that one in a new place, in its best place.
+        Shape (n_grid + n_atoms * n_species,): smeared pairs of all orbits, of all but one, with that one in a new
+        place, in its best place; then the neighbours of each orbit's first atom in the first shell, by species.
     norms : ndarray
         Shape (n_points,): g(r) of a channel is its smeared pairs times these and the volume, by its number of pairs.
     peaks : ndarray
         Shape (N_SHIFTS, 2 * n_side + 1): normal distribution, by the place of its centre between two grid points.
     u, best_u : ndarray
         Shapes (n_free,) and (3,): free coordinates, and those of the orbit's best place.
+    orbits : ndarray
+        Shape (n_atoms,), int64: the first atom of the orbit of each atom.
+    strictness : ndarray
+        Shape (1,): loss for one neighbour too many or too few at every atom.
     """
 
     pairs: np.ndarray
@@ -139,10 +145,12 @@ class Draft(NamedTuple):
     peaks: np.ndarray
     u: np.ndarray
     best_u: np.ndarray
+    orbits: np.ndarray
+    strictness: np.ndarray
 
 
 @part
-def make_draft(goal, n_channels, n_free):
+def make_draft(goal, n_channels, n_free, n_atoms, n_species):
     """Return room for a crystal with at most `n_free` free coordinates."""
     n_grid, n_side = len(goal.target), math.ceil(N_SIGMA * goal.sigma / goal.step)
     norms, peaks = np.zeros(n_grid // n_channels), np.zeros((N_SHIFTS, 2 * n_side + 1))
@@ -152,13 +160,17 @@ def make_draft(goal, n_channels, n_free):
         for k in range(2 * n_side + 1):
             deviation = (k - n_side + 0.5 - (shift + 0.5) / N_SHIFTS) * goal.step / goal.sigma
             peaks[shift, k] = math.exp(-0.5 * deviation**2) / (goal.sigma * math.sqrt(2 * math.pi))
-    rdfs = np.zeros((4, n_grid))
-    return Draft(rdfs[0], rdfs[1], rdfs[2], rdfs[3], norms, peaks, np.zeros(n_free), np.zeros(3))
+    rdfs = np.zeros((4, n_grid + n_atoms * n_species))
+    orbits = np.zeros(n_atoms, np.int64)
+    return Draft(rdfs[0], rdfs[1], rdfs[2], rdfs[3], norms, peaks, np.zeros(n_free), np.zeros(3), orbits, np.zeros(1))
 
 
 @part
-def add_orbit(tables, t, first, n_placed, sign, space, goal, draft, pairs):
-    """Add `sign` times the smeared pairs of an orbit with itself and other placed atoms; False if atoms coincide."""
+def add_orbit(tables, t, first, n_placed, sign, space, goal, coordination, draft, pairs):
+    """Add `sign` times the smeared pairs of an orbit with itself and other placed atoms, and its neighbours.
+
+    Returns False if atoms coincide.
+    """
     size, n_found = tables.orbit_size[t, first], 0
     for atom in range(n_placed):
         n_found = add_images(space, first, atom, goal.cutoff, n_found)
@@ -166,23 +178,34 @@ def add_orbit(tables, t, first, n_placed, sign, space, goal, draft, pairs):
             return False
     if n_found > len(space.distances):
         return False
-    n_points, n_side = len(draft.norms), (draft.peaks.shape[1] - 1) // 2
+    n_points, n_side, n_grid = len(draft.norms), (draft.peaks.shape[1] - 1) // 2, len(goal.target)
     for pair in range(n_found):
         atom = space.neighbor[pair]
         weight = sign * size * (1.0 if first <= atom < first + size else 2.0)  # other orbits have these pairs, too
         place = (space.distances[pair] - goal.origin) / goal.step + 0.5
         nearest = math.floor(place)
         peak = draft.peaks[int((place - nearest) * N_SHIFTS)]
-        start = channel_of(tables, t, first, atom) * n_points
+        channel = channel_of(tables, t, first, atom)
+        start = channel * n_points
         for k in range(max(0, nearest - n_side), min(n_points - 1, nearest + n_side) + 1):
             pairs[start + k] += weight * peak[k - nearest + n_side]
+        inside = sign * min((coordination.shells[channel] - space.distances[pair]) / EDGE + 0.5, 1.0)
+        if inside * sign > 0:
+            orbit, n_species = draft.orbits[atom], len(coordination.least)
+            pairs[n_grid + first * n_species + tables.species[t, atom]] += inside
+            if orbit != first:
+                share = size / tables.orbit_size[t, orbit]
+                pairs[n_grid + orbit * n_species + tables.species[t, first]] += inside * share
     return True
 
 
 @part
-def loss_of(tables, t, pairs, volume, is_whole, goal, draft):
-    """Return the weighted squared difference from the target, of a part of a crystal the excess only."""
-    loss, n_points = 0.0, len(draft.norms)
+def loss_of(tables, t, pairs, n_placed, volume, goal, coordination, draft):
+    """Return the weighted squared difference from the target, of a part of a crystal the excess only.
+
+    Neighbours too many or, in a whole crystal, too few add to it.
+    """
+    loss, n_points, is_whole = 0.0, len(draft.norms), n_placed == tables.n_atoms[t]
     for channel in range(tables.pair_counts.shape[1]):
         factor = volume / tables.pair_counts[t, channel]
         for point in range(n_points):
@@ -190,6 +213,15 @@ def loss_of(tables, t, pairs, volume, is_whole, goal, draft):
             difference = pairs[k] * draft.norms[point] * factor - goal.target[k]
             if is_whole or difference > 0:
                 loss += goal.weights[k] * difference * difference
+    for first in range(n_placed if draft.strictness[0] > 0 else 0):
+        own, n_species = tables.species[t, first], len(coordination.least)
+        share = draft.strictness[0] * tables.orbit_size[t, first] / tables.n_atoms[t]  # 0 but for the first of an orbit
+        for other in range(n_species):
+            count = pairs[len(goal.target) + first * n_species + other]
+            wrong = max(count - coordination.most[own, other], 0.0)
+            if is_whole:
+                wrong = max(wrong, coordination.least[own, other] - count)
+            loss += share * wrong * wrong
     return loss
 
 
@@ -206,7 +238,7 @@ def is_apart(tables, t, center, n_placed, limits, space):
 
 
 @part
-def place_orbit(tables, t, first, n_placed, loss, volume, goal, state, space, draft):
+def place_orbit(tables, t, first, n_placed, loss, volume, goal, state, space, coordination, draft):
     """Place an orbit beside `draft.others` in the best of random places, if that is below `loss`; the loss."""
     n_own, start = tables.n_own[t, first], tables.start[t, first]
     last = first + int(tables.orbit_size[t, first])
@@ -219,9 +251,9 @@ def place_orbit(tables, t, first, n_placed, loss, volume, goal, state, space, dr
         if not is_apart(tables, t, first, n_placed, goal.min_distance, space):
             continue
         draft.trial[:] = draft.others
-        if not add_orbit(tables, t, first, n_placed, 1.0, space, goal, draft, draft.trial):
+        if not add_orbit(tables, t, first, n_placed, 1.0, space, goal, coordination, draft, draft.trial):
             continue
-        trial = loss_of(tables, t, draft.trial, volume, n_placed == tables.n_atoms[t], goal, draft)
+        trial = loss_of(tables, t, draft.trial, n_placed, volume, goal, coordination, draft)
         if trial < loss:
             loss = trial
             draft.best[:] = draft.trial
@@ -236,10 +268,12 @@ def place_orbit(tables, t, first, n_placed, loss, volume, goal, state, space, dr
 
 
 @part
-def place_orbits(tables, t, volume, goal, state, space, draft):
+def place_orbits(tables, t, volume, goal, state, space, coordination, draft):
     """Place all orbits, then each anew; the loss, infinite if there was no place for one of them."""
     n_atoms, loss = tables.n_atoms[t], np.inf
     draft.pairs[:] = 0.0
+    for atom in range(n_atoms):
+        draft.orbits[atom] = atom if tables.orbit_size[t, atom] > 0 else draft.orbits[atom - 1]
     for turn in range(ROUNDS):
         first = 0
         while first < n_atoms:
@@ -248,10 +282,10 @@ def place_orbits(tables, t, volume, goal, state, space, draft):
                 draft.others[:] = draft.pairs
                 draft.best[:] = draft.pairs
                 if turn > 0:
-                    add_orbit(tables, t, first, n_atoms, -1.0, space, goal, draft, draft.others)
+                    add_orbit(tables, t, first, n_atoms, -1.0, space, goal, coordination, draft, draft.others)
                 n_placed = last if turn == 0 else n_atoms
                 least = np.inf if turn == 0 else loss
-                loss = place_orbit(tables, t, first, n_placed, least, volume, goal, state, space, draft)
+                loss = place_orbit(tables, t, first, n_placed, least, volume, goal, state, space, coordination, draft)
                 if not math.isfinite(loss):
                     return np.inf
                 draft.pairs[:] = draft.best
@@ -260,26 +294,28 @@ def place_orbits(tables, t, volume, goal, state, space, draft):
 
 
 @compiled
-def draw(tables, template, seed, first, goal, volume_tolerance, cells, coordinates):
+def draw(tables, template, strictness, seed, first, goal, coordination, volume_tolerance, cells, coordinates):
     """Draw proposals `first`, `first` + 1, ... of the given templates into `cells` and `coordinates`.
 
-    Returns the loss of each, shape (n_proposals,): the weighted squared difference of its g(r) from the goal's;
+    A neighbour too many or too few at every atom costs `strictness`, shape (n_proposals,). Returns the loss of each,
+    shape (n_proposals,): the weighted squared difference of its g(r) from the goal's and what its neighbours cost;
     infinite if two atoms are closer than the goal's shortest distance of such a pair.
     """
     losses, state = np.full(len(template), np.inf), np.zeros(1, np.uint64)
     n_atoms = tables.orbit_size.shape[1]
     space = make_space(n_atoms, room(n_atoms, goal.cutoff, goal.volume_per_atom), len(goal.target))
-    draft = make_draft(goal, tables.pair_counts.shape[1], coordinates.shape[1])
+    draft = make_draft(goal, tables.pair_counts.shape[1], coordinates.shape[1], n_atoms, len(coordination.least))
     shortest = shortest_translation(tables, goal.min_distance)
     for index in range(len(template)):
         t, cell = template[index], cells[index]
         start_stream(seed, first + index, state)
+        draft.strictness[0] = strictness[index]
         deviation = VOLUMES * volume_tolerance * (2 * uniform(state) - 1)
         volume = goal.volume_per_atom * tables.n_atoms[t] * (1 + deviation)
         draw_cell(tables, t, volume, shortest, state, cell)
         if not triangulate(cell, space.lower, space.frame) or add_images(space, 0, 0, shortest, 0) != 0:
             continue
-        losses[index] = place_orbits(tables, t, volume, goal, state, space, draft)
+        losses[index] = place_orbits(tables, t, volume, goal, state, space, coordination, draft)
         for q in range(tables.n_free[t]):
             coordinates[index, q] = draft.u[q] if math.isfinite(losses[index]) else 0.0
     return losses

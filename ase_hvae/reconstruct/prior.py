@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,13 +9,12 @@ import numpy as np
 from ase import Atoms
 
 from ase_hvae.errors import ReconstructionError
-from ase_hvae.reconstruct.combinations import Choice, combinations, draw_choice, feasible, least_atoms
+from ase_hvae.reconstruct.combinations import draw_choice, feasible, least_atoms
 from ase_hvae.reconstruct.composition import Composition
 from ase_hvae.reconstruct.wyckoff import Template, template
 
 ELEMENT = Composition(("",), (1,))  # crystals of one species, whichever
-LISTED_SHARE = 0.25  # share of the unlearned draws that are uniform over the listed choices of Wyckoff letters
-FREQUENT_SHARE = 0.5  # share of the other unlearned draws that take space groups as often as prototypes have them
+FREQUENT_SHARE = 0.8  # share of the unlearned draws that take space groups as often as prototypes have them
 # fmt: off
 PROTOTYPES = {  # crystal prototypes in AFLOW's library by space group (Mehl et al., Comput. Mater. Sci. 136, S1, 2017)
     1: 2, 2: 2, 3: 1, 4: 1, 5: 1, 8: 1, 9: 1, 11: 3, 12: 5, 13: 2, 14: 3, 15: 4, 16: 1, 18: 1, 19: 1, 20: 1, 25: 1,
@@ -83,9 +81,8 @@ class WyckoffPrior:
     ) -> Iterator[Template]:
         """Draw templates with a number of atoms out of `natoms`, without end.
 
-        Draws that are not from what was learned take a number of atoms, then any of the listed choices of letters of
-        all space groups (see `combinations`), or a space group, uniformly or as often as prototypes have it, and in
-        it, half of the time each, a listed choice or one that prefers few orbits (see `draw_choice`).
+        Draws that are not from what was learned take a number of atoms, a space group, mostly as often as prototypes
+        have it, and orbits, those with free coordinates as much more often as prototypes have them (`draw_choice`).
 
         Raises
         ------
@@ -130,23 +127,8 @@ class WyckoffPrior:
                 yield known[int(rng.integers(len(known)))]
                 continue
             n_atoms = sizes[int(rng.integers(len(sizes)))]
-            number, choice = _draw_unlearned(groups[n_atoms], chances[n_atoms], n_atoms, rng)
-            yield template(number, *choice)
-
-
-def _draw_unlearned(
-    numbers: Sequence[int], chances: np.ndarray, n_atoms: tuple[int, ...], rng: np.random.Generator
-) -> tuple[int, Choice]:
-    """Draw a space group, given their cumulative chances, and a choice in it, or any of the listed choices of all."""
-    if rng.random() < LISTED_SHARE:
-        listed = _listed(tuple(numbers), n_atoms)
-        if listed:
-            return listed[int(rng.integers(len(listed)))]
-    number = numbers[int(np.searchsorted(chances, rng.random(), side="right"))]
-    choices = combinations(number, n_atoms)
-    if choices and rng.random() < 0.5:
-        return number, choices[int(rng.integers(len(choices)))]
-    return number, draw_choice(number, n_atoms, rng)
+            number = groups[n_atoms][int(np.searchsorted(chances[n_atoms], rng.random(), side="right"))]
+            yield template(number, *draw_choice(number, n_atoms, rng))
 
 
 def _chances(numbers: Sequence[int]) -> np.ndarray:
@@ -155,12 +137,6 @@ def _chances(numbers: Sequence[int]) -> np.ndarray:
     frequent = FREQUENT_SHARE * counts / max(counts.sum(), 1)
     chances = np.cumsum(frequent + (1 - frequent.sum()) / len(numbers))
     return chances / chances[-1]
-
-
-@functools.lru_cache(maxsize=64)
-def _listed(numbers: tuple[int, ...], n_atoms: tuple[int, ...]) -> list[tuple[int, Choice]]:
-    """Return the listed choices of some space groups."""
-    return [(number, choice) for number in numbers for choice in combinations(number, n_atoms)]
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ase_hvae.reconstruct.coordination import Coordination
 from ase_hvae.reconstruct.descent import Goal
 from ase_hvae.reconstruct.drawing import draw
 from ase_hvae.reconstruct.tables import Crystals, tabulate
 from ase_hvae.reconstruct.wyckoff import Template
 
 DOUBLINGS = 6  # twice as many proposals for each of the first free parameters of a template
+STRICT_SHARE = 0.75  # of the templates' turns in which all atoms of a species are to have as many neighbours
+STRICTNESS = 0.5  # loss for one neighbour too many or too few at every atom then
 
 
 def n_proposals_of(entry: Template) -> int:
@@ -20,7 +23,12 @@ def n_proposals_of(entry: Template) -> int:
 
 
 def propose(
-    templates: Iterator[Template], n_proposals: int, goal: Goal, volume_tolerance: float, rng: np.random.Generator
+    templates: Iterator[Template],
+    n_proposals: int,
+    goal: Goal,
+    coordination: Coordination,
+    volume_tolerance: float,
+    rng: np.random.Generator,
 ) -> tuple[Crystals, np.ndarray]:
     """Draw random crystals of the next templates within the window of volumes.
 
@@ -32,6 +40,8 @@ def propose(
         Total; the last template gets fewer if need be.
     goal : Goal
         What to compare with, and the limits.
+    coordination : Coordination
+        Neighbours that atoms should have; crystals in which species have sites of several kinds need not.
     volume_tolerance : float
         Relative half-width of the window of volumes.
     rng : numpy Generator
@@ -41,11 +51,12 @@ def propose(
     -------
     crystals : Crystals
     losses : ndarray
-        Shape (n_proposals,): loss against the goal, infinite for crystals with overlapping atoms.
+        Shape (n_proposals,): loss against goal and coordination, infinite for crystals with overlapping atoms.
     """
     rows: dict[int, int] = {}
     drawn: list[Template] = []
     template: list[np.ndarray] = []
+    strictness: list[np.ndarray] = []
     left = n_proposals
     while left > 0:
         entry = next(templates)
@@ -53,10 +64,11 @@ def propose(
             rows[id(entry)] = len(drawn)
             drawn.append(entry)
         template.append(np.full(min(n_proposals_of(entry), left), rows[id(entry)]))
+        strictness.append(np.full(len(template[-1]), STRICTNESS if rng.random() < STRICT_SHARE else 0.0))
         left -= len(template[-1])
-    tables, numbers = tabulate(drawn), np.concatenate(template)
+    tables, numbers, strict = tabulate(drawn), np.concatenate(template), np.concatenate(strictness)
     cells = np.zeros((n_proposals, 3, 3))
     coordinates = np.zeros((n_proposals, int(tables.n_free.max())))
     seed = np.uint64(rng.integers(2**63))
-    losses = draw(tables, numbers, seed, 0, goal, volume_tolerance, cells, coordinates)
+    losses = draw(tables, numbers, strict, seed, 0, goal, coordination, volume_tolerance, cells, coordinates)
     return Crystals(tuple(drawn), tables, numbers, cells, coordinates), losses
