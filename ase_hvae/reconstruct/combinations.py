@@ -78,16 +78,16 @@ def _keys(length: int) -> np.ndarray:
     return np.random.default_rng(0).integers(2**62, size=length, dtype=np.int64)
 
 
-def _weight(site: Site, orbits: tuple[int, ...]) -> float:
-    """Return the weight of a number of orbits of each species on a site."""
-    return float(ORBIT_WEIGHTS[site.n_free] ** sum(orbits))
+def _weight(site: Site, orbits: tuple[int, ...]) -> np.longdouble:
+    """Return the weight of a number of orbits of each species on a site; hundreds of atoms would overflow a double."""
+    return np.longdouble(ORBIT_WEIGHTS[site.n_free]) ** sum(orbits)
 
 
 @functools.cache
 def _combination_weights(number: int, n_atoms: tuple[int, ...]) -> np.ndarray:
     """Return the summed weights of all ways to place atoms on the sites from l on, shape (n_sites + 1, n + 1, ...)."""
     sites = space_group(number).sites
-    weights = np.zeros((len(sites) + 1, *(n + 1 for n in n_atoms)))
+    weights = np.zeros((len(sites) + 1, *(n + 1 for n in n_atoms)), dtype=np.longdouble)
     weights[(-1, *(0,) * len(n_atoms))] = 1.0
     for index in range(len(sites) - 1, -1, -1):
         for orbits in _occupations(sites[index], n_atoms):

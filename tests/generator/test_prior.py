@@ -82,3 +82,8 @@ def test_orbits_are_drawn_by_the_freedom_of_their_sites():
     rng = np.random.default_rng(1)
     counts = Counter(draw_choice(2, (2,), rng)[0] for _ in range(3000))
     assert counts[("i",)] / 3000 == pytest.approx(expected, abs=0.03)
+
+
+def test_hundreds_of_atoms_find_their_orbits():
+    letters, _ = draw_choice(1, (300,), np.random.default_rng(0))
+    assert letters == ("a",) * 300
