@@ -10,8 +10,8 @@ displacements, so that stress and forces are those of a label, and relaxes that.
 two with the shortest steps are mixed so that what is left of the steps is shortest (Anderson mixing, the secant here),
 as the model's Hessian is not that of first principles. It writes the cells found, to be labelled again, and
 benchmarks/results/silicon_minima.json: lattice constants, positions and energies there, and the strain that is left.
-The cutoff must be high enough for the stress to be the derivative of the energy: an equation of state of scaled diamonds
-(`scaled_diamond`) checks it.
+The cutoff must be high enough for the stress to be the derivative of the energy: an equation of state of scaled
+diamonds (`scaled_diamond`) checks it.
 """
 
 from __future__ import annotations
