@@ -159,11 +159,12 @@ def curves(fits: list[dict[str, Any]]) -> dict[tuple[int, int], list[dict[str, A
 
 
 def extrapolate(fits: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The power law of each fold and draw for each target, and of all their fits at once (fold None)."""
+    """The power law of each finished fold and draw for each target, and of all their fits at once (fold None)."""
     parts = {key: part for key, part in curves(fits).items() if len(part) == len(SHARES)}
+    whole = [fit for fit in fits if (fit["fold"], fit["draw"]) in parts]
     result = []
     for (name, window), target in TARGETS.items():
-        for (fold, draw), part in (*parts.items(), ((None, None), fits)):
+        for (fold, draw), part in (*parts.items(), ((None, None), whole)):
             found = power_law(np.array([fit["n_train"] for fit in part]), errors_of(part, name, window), target)
             result.append({"error": name, "window": window, "target": target, "fold": fold, "draw": draw, **found})
     return result

@@ -119,18 +119,20 @@ def step(label: Atoms, calc: Calculator) -> np.ndarray:
 
 
 def coordinates(atoms: Atoms) -> np.ndarray:
-    """Rows of the cell, then fractional coordinates times LENGTH; Å, shape (3 + n_atoms, 3)."""
-    return np.concatenate([atoms.cell.array, LENGTH * atoms.get_scaled_positions(wrap=False)])
+    """Rows of the cell, then fractional coordinates from the first atom times LENGTH; Å, shape (3 + n_atoms, 3)."""
+    scaled_positions = atoms.get_scaled_positions(wrap=False)
+    return np.concatenate([atoms.cell.array, LENGTH * (scaled_positions - scaled_positions[0])])
 
 
 def minimum(labels: list[Atoms], calc: Calculator) -> Minimum:
-    """Minimum from the labels of one crystal, which have the same atoms in the same setting."""
+    """Minimum from the labels of one crystal, which have the same order of atoms in cells of one setting."""
     steps = [step(label, calc) for label in labels]
     first, *others = sorted(range(len(labels)), key=lambda number: np.linalg.norm(steps[number]))
     start, left = coordinates(labels[first]), steps[first]
     if others:
         second = others[0]
         apart = coordinates(labels[second]) - start
+        apart[3:] -= LENGTH * np.round(apart[3:] / LENGTH)
         if np.abs(apart).max() > 0.1:
             raise ValueError(f"labels of {labels[first].info['config_type']} are in other settings, or 0.1 Å apart")
         change = steps[second] - left
@@ -148,7 +150,10 @@ def minimum(labels: list[Atoms], calc: Calculator) -> Minimum:
 
 
 def gain(label: Atoms, atoms: Atoms) -> float:
-    """Energy (eV) from a label to the minimum `atoms` of a quadratic energy: half of what its gradient says."""
+    """Energy (eV) from a label to the minimum `atoms` of a quadratic energy: half of what its gradient says.
+
+    A common translation of all atoms changes nothing, as their forces add up to nothing.
+    """
     strain = np.linalg.solve(label.cell.array, atoms.cell.array) - np.eye(3)
     moves = (atoms.get_scaled_positions(wrap=False) - label.get_scaled_positions(wrap=False)) @ label.cell.array
     work = label.get_volume() * np.sum(voigt_6_to_full_3x3_stress(label.get_stress()) * strain)
