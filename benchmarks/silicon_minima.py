@@ -176,6 +176,7 @@ def describe(found: Minimum) -> dict[str, Any]:
         "energy_per_atom": found.energy_per_atom,
         "cell": found.atoms.cell.array.tolist(),
         "scaled_positions": found.atoms.get_scaled_positions().tolist(),
+        "kspacing": float(found.label.info["kspacing"]),
         "n_labels": found.n_labels,
         "strain_left": found.strain,
         "label": {
@@ -220,6 +221,13 @@ def start_cells(calc: Calculator) -> list[Atoms]:
     return cells
 
 
+def without_kspacing(label: Atoms) -> dict[str, Any]:
+    """Settings of a label but for the k spacing, which each crystal has its own of."""
+    settings = label.info["settings"]
+    small = {name: value for name, value in settings["small"].items() if name != "kspacing"}
+    return {name: value for name, value in settings.items() if name != "kspacing"} | {"small": small}
+
+
 def evaluate(labels: list[Atoms], calc: Calculator) -> tuple[list[Minimum], dict[str, Any]]:
     """The minima, and the result for the JSON file."""
     minima = []
@@ -230,7 +238,7 @@ def evaluate(labels: list[Atoms], calc: Calculator) -> tuple[list[Minimum], dict
         minima.append(minimum(own, calc))
     diamonds = [label for label in labels if label.info["config_type"] in (SCALED, "minimum_diamond")]
     result = {
-        "settings": labels[0].info["settings"],
+        "settings": without_kspacing(labels[0]),
         "program": labels[0].info["program"],
         "crystals": [describe(found) for found in minima],
         "diamond_by_energies": equation_of_state(diamonds),
@@ -240,7 +248,7 @@ def evaluate(labels: list[Atoms], calc: Calculator) -> tuple[list[Minimum], dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("labels", nargs="*", type=Path, help="files of labels with one and the same settings")
+    parser.add_argument("labels", nargs="*", type=Path, help="files of labels with the same settings but for k")
     parser.add_argument("--cells", type=Path, help="file to write the cells to that are to be labelled")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "silicon_minima.json")
     options = parser.parse_args()
@@ -248,8 +256,8 @@ def main() -> None:
     cells = start_cells(calc)
     if options.labels:
         labels = [label for path in options.labels for label in read(path, ":")]
-        if any(label.info["settings"] != labels[0].info["settings"] for label in labels):
-            raise ValueError(f"{', '.join(map(str, options.labels))} hold labels of different settings")
+        if any(without_kspacing(label) != without_kspacing(labels[0]) for label in labels):
+            raise ValueError(f"{', '.join(map(str, options.labels))} hold labels of different settings, not k alone")
         minima, result = evaluate(labels, calc)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
         cells = [found.atoms for found in minima]
