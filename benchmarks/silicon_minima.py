@@ -6,17 +6,17 @@ r"""Minima of silicon crystals by first principles, from few labels: Newton step
     python benchmarks/silicon_minima.py silicon_minima_labels.extxyz --cells next.extxyz
 
 The first line writes the minima of the model. The last one adds to the model's energy what is linear in strain and
-displacements, so that stress and forces are those of a label, and relaxes that. Where a crystal has several labels, the
-two with the shortest steps are mixed so that what is left of the steps is shortest (Anderson mixing, the secant here),
-as the model's Hessian is not that of first principles. It writes the cells found, to be labelled again, and
-benchmarks/results/silicon_minima.json: lattice constants, positions and energies there, and the strain that is left.
-The cutoff must be high enough for the stress to be the derivative of the energy: an equation of state of scaled
-diamonds (`scaled_diamond`) checks it.
+displacements, so that stress and forces are those of a label, and relaxes that. Where a crystal has several labels, two
+between which what is left of the step is shortest are mixed (the secant), as the model's Hessian is not that of first
+principles. It writes the cells found, to be labelled again, and benchmarks/results/silicon_minima.json: lattice
+constants, positions and energies there, and the strain that is left. The cutoff must be high enough for the stress to be
+the derivative of the energy: an equation of state of scaled diamonds (`scaled_diamond`) checks it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,25 +126,25 @@ def coordinates(atoms: Atoms) -> np.ndarray:
 
 def minimum(labels: list[Atoms], calc: Calculator) -> Minimum:
     """Minimum from the labels of one crystal, which have the same order of atoms in cells of one setting."""
-    steps = [step(label, calc) for label in labels]
-    first, *others = sorted(range(len(labels)), key=lambda number: np.linalg.norm(steps[number]))
-    start, left = coordinates(labels[first]), steps[first]
-    if others:
-        second = others[0]
-        apart = coordinates(labels[second]) - start
+    starts, steps = [coordinates(label) for label in labels], [step(label, calc) for label in labels]
+    first = min(range(len(labels)), key=lambda number: np.linalg.norm(steps[number]))
+    start, left, n_labels = starts[first], steps[first], 1
+    for one, other in itertools.combinations(range(len(labels)), 2):
+        apart, change = starts[other] - starts[one], steps[other] - steps[one]
         apart[3:] -= LENGTH * np.round(apart[3:] / LENGTH)
-        if np.abs(apart).max() > 0.1:
-            raise ValueError(f"labels of {labels[first].info['config_type']} are in other settings, or 0.1 Å apart")
-        change = steps[second] - left
-        share = -np.sum(left * change) / np.sum(change * change)
-        start, left = start + share * apart, left + share * change
+        if np.abs(apart).max() > 0.2:
+            raise ValueError(f"labels of {labels[first].info['config_type']} are in other settings, or 0.2 Å apart")
+        share = -np.sum(steps[one] * change) / np.sum(change * change)
+        remainder = steps[one] + share * change
+        if 0 <= share <= 1 and np.linalg.norm(remainder) < np.linalg.norm(left):
+            start, left, n_labels = starts[one] + share * apart, remainder, 2
     end = start + left
     atoms = Atoms(labels[first].numbers, cell=end[:3], scaled_positions=end[3:] / LENGTH, pbc=True)
     return Minimum(
         atoms=atoms,
         energy_per_atom=(labels[first].get_potential_energy() + gain(labels[first], atoms)) / len(atoms),
         label=labels[first],
-        n_labels=min(2, len(labels)),
+        n_labels=n_labels,
         strain=float(np.abs(np.linalg.solve(start[:3], left[:3])).max()),
     )
 
@@ -155,7 +155,8 @@ def gain(label: Atoms, atoms: Atoms) -> float:
     A common translation of all atoms changes nothing, as their forces add up to nothing.
     """
     strain = np.linalg.solve(label.cell.array, atoms.cell.array) - np.eye(3)
-    moves = (atoms.get_scaled_positions(wrap=False) - label.get_scaled_positions(wrap=False)) @ label.cell.array
+    moves = (coordinates(atoms) - coordinates(label))[3:] / LENGTH
+    moves = (moves - np.round(moves)) @ label.cell.array
     work = label.get_volume() * np.sum(voigt_6_to_full_3x3_stress(label.get_stress()) * strain)
     return float(work - np.sum(label.get_forces() * moves)) / 2
 
