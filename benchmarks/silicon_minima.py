@@ -9,8 +9,8 @@ The first line writes the minima of the model. The last one adds to the model's 
 displacements, so that stress and forces are those of a label, and relaxes that. Where a crystal has several labels, two
 between which what is left of the step is shortest are mixed (the secant), as the model's Hessian is not that of first
 principles. It writes the cells found, to be labelled again, and benchmarks/results/silicon_minima.json: lattice
-constants, positions and energies there, and the strain that is left. The cutoff must be high enough for the stress to be
-the derivative of the energy: an equation of state of scaled diamonds (`scaled_diamond`) checks it.
+constants, positions and energies there, and the strain that is left. The cutoff must be high enough for the stress to
+be the derivative of the energy: an equation of state of scaled diamonds (`scaled_diamond`) checks it.
 """
 
 from __future__ import annotations
