@@ -1,12 +1,14 @@
 """Measure a silicon potential: diamond, its phonons, the known crystals, held-out labels, holes.
 
-    OMP_NUM_THREADS=1 python benchmarks/quality_potential.py [MODEL] [--largest 24] [--random 200]
+    OMP_NUM_THREADS=1 python benchmarks/quality_potential.py [MODEL] [--largest 24] [--random 200] [--only phonons]
 
 Prints Markdown tables and writes benchmarks/results/quality_potential.json. Held-out errors are of the networks alone,
 without the core repulsion, which is no part of the fit; each row is judged by those of the model's networks that were
 fitted without its family. All else is of the model as it is used. PBE values are of GPAW at dense k, see
-maise_bridge/models/README.md. With matscipy (pip install matscipy) the same numbers by the potentials of Stillinger
-and Weber (Phys. Rev. B 31, 5262, 1985) and Tersoff (Phys. Rev. B 39, 5566, 1989) stand beside them.
+maise_bridge/models/README.md. With matscipy (pip install matscipy) the same numbers by the potentials of Stillinger and
+Weber (Phys. Rev. B 31, 5262, 1985) and Tersoff (Phys. Rev. B 39, 5566, 1989) stand beside them, but for the parts of
+quality_minima.py: phonons and lattice constants of several crystals. --only measures such parts anew and keeps the rest
+of the JSON file.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from ase.units import GPa
 from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
 from pyxtal import pyxtal
+from quality_minima import PARTS, TABLES
 
 from ase_hvae import elasticity
 from ase_hvae.data import load_known
@@ -272,11 +275,49 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(f"| {row['name']} | {row['n_atoms']} | {1e3 * row['energy_above']:.0f} | {change} |")
     holes = result["random"]
     lines += [
+        *[line for name, table in TABLES.items() if name in result for line in ("", *table(result[name]))],
         "",
         f"{holes['n']} random crystals relaxed: {len(holes['below_diamond'])} end below diamond, "
         f"{holes['n_failed']} leave physical bounds, {holes['within_0.3']} end within 0.3 eV/atom.",
     ]
     return "\n".join(lines)
+
+
+def measure_all(path: Path, largest: int, count: int, seed: int) -> dict[str, Any]:
+    """All numbers of a model."""
+    networks = networks_of(path)
+    everything = frozenset().union(*(network.held_out for network in networks))
+    calc = MaiseCalculator(path)
+    numbers = measure(calc, largest, networks)
+    sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return {
+        "model": path.name,
+        "sha256": sha256(path),
+        "git": sha.stdout.strip(),
+        **numbers,
+        "references": {
+            name: measure(other, 8, [Network(other, everything)] if networks else [])
+            for name, other in reference_calculators().items()
+        },
+        "random": random_numbers(calc, numbers["diamond_energy"], count, seed),
+        **{name: part(calc) for name, part in PARTS.items()},
+    }
+
+
+def update(results: Path, path: Path, names: list[str]) -> dict[str, Any]:
+    """Results of a file with some parts measured anew."""
+    result = json.loads(results.read_text())
+    if result["sha256"] != sha256(path):
+        raise ValueError(
+            f"{results} is of the model {result['sha256']} (sha256), {path} is {sha256(path)}; omit --only"
+        )
+    calc = MaiseCalculator(path)
+    return result | {name: PARTS[name](calc) for name in names}
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main() -> None:
@@ -285,27 +326,16 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=24, help="atoms of the largest known crystal to relax")
     parser.add_argument("--random", type=int, default=200, help="random crystals to relax")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure; the others are kept")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "quality_potential.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="pyxtal|pymatgen|ase.eos")
     path = find_model(options.model)
-    networks = networks_of(path)
-    everything = frozenset().union(*(network.held_out for network in networks))
-    calc = MaiseCalculator(path)
-    numbers = measure(calc, options.largest, networks)
-    sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    result = {
-        "model": path.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "git": sha.stdout.strip(),
-        **numbers,
-        "references": {
-            name: measure(other, 8, [Network(other, everything)] if networks else [])
-            for name, other in reference_calculators().items()
-        },
-        "random": random_numbers(calc, numbers["diamond_energy"], options.random, options.seed),
-    }
+    if options.only:
+        result = update(options.out, path, options.only)
+    else:
+        result = measure_all(path, options.largest, options.random, options.seed)
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(markdown(result))
