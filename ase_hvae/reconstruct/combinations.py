@@ -31,7 +31,9 @@ def canonical(number: int, letters: Sequence[str], species: Sequence[int] | None
     counts = np.zeros((len(names), n_species), dtype=np.int64)
     for letter, kind in zip(letters, kinds, strict=True):
         counts[names.index(letter), kind] += 1
-    return _choice(names, _representatives(number, counts[None])[0])
+    renamed = counts[space_group(number).renamings]
+    hashes = renamed.reshape(len(renamed), -1) @ _keys(counts.size)
+    return _choice(names, renamed[hashes.argmin()])
 
 
 def feasible(number: int, n_atoms: tuple[int, ...]) -> bool:
@@ -57,19 +59,6 @@ def _shifted(n_atoms: tuple[int, ...], used: Sequence[int]) -> tuple[tuple[slice
     """Return the part of an array over numbers of atoms that has room for `used` more, and where they lead."""
     rooms = tuple(slice(0, n + 1 - u) for n, u in zip(n_atoms, used, strict=True))
     return rooms, tuple(slice(u, None) for u in used)
-
-
-def _representatives(number: int, counts: np.ndarray) -> np.ndarray:
-    """Return one of each class of choices that renaming turns into one another.
-
-    Both arrays have the shape (n_choices, n_sites, n_species) and hold numbers of orbits.
-    """
-    renamings, (n_choices, n_sites, n_species) = space_group(number).renamings, counts.shape
-    keys = _keys(n_sites * n_species)
-    renamed = np.stack([counts[:, names].reshape(n_choices, -1) @ keys for names in renamings])
-    _, first = np.unique(renamed.min(0), return_index=True)
-    best = renamed[:, first].argmin(0)
-    return np.stack([counts[row][renamings[k]] for row, k in zip(first, best, strict=True)])
 
 
 @functools.cache
