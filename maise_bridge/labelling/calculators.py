@@ -156,6 +156,7 @@ def _open_gpaw(settings: LabelSettings, species: Sequence[str]) -> Program:
         yield "", atoms.copy(), make(atoms, full)
         primitive = primitive_cell(atoms)
         yield "standardized primitive cell", primitive, make(primitive, full)
+        yield "without fractional translations", atoms.copy(), make(atoms, {"point_group": True})
         yield "without point group", atoms.copy(), make(atoms, {"point_group": False})
 
     return Program(identity, _versions(), attempts)
