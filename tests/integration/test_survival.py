@@ -125,7 +125,7 @@ def make():
 def test_only_the_crystal_that_kills_its_worker_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "crashing_factory.py").write_text(FACTORY)
     monkeypatch.syspath_prepend(tmp_path)
-    options = OPTIONS | {"n": 3, "n_phonons": 0, "natoms": "2-3"}
+    options = OPTIONS | {"n": 3, "n_phonons": 0, "natoms": "2-3", "seed": 3}
     generate(out=tmp_path / "run", workers=2, calculator="crashing_factory:make", **options)
     found = list(connect(tmp_path / "run" / "candidates.db").select())
     victims = [row for row in found if row.status == "failed"]
