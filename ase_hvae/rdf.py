@@ -64,6 +64,11 @@ class RDFSettings:
         """Bin centres, shape (n_bins,); Å."""
         return (np.arange(self.n_bins) + 0.5) * self.bin_width
 
+    @property
+    def shell_volumes(self) -> np.ndarray:
+        """Volumes of the spherical shells of the bins, shape (n_bins,); times g(r) and density, neighbours; Å^3."""
+        return 4 * np.pi * self.grid**2 * self.bin_width
+
 
 @dataclass(frozen=True, eq=False)
 class NeighborList:

@@ -45,7 +45,7 @@ def first_shells(target: Target, composition: Composition) -> Coordination:
     shells = np.array([_end_of_first_peak(grid, row) for row in smooth])
     settings, n_species = target.settings, len(composition.species)
     least, most = np.zeros((2, n_species, n_species))
-    volumes = 4 * np.pi * settings.grid**2 * settings.bin_width / target.limits.volume_per_atom
+    volumes = settings.shell_volumes / target.limits.volume_per_atom
     for channel, pair in enumerate(composition.channels):
         inside = float(rdfs[channel] @ (volumes * (settings.grid < shells[channel])))
         for center, other in (pair, pair[::-1]):

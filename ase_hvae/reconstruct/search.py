@@ -103,7 +103,7 @@ def reconstruct(
     natoms : sequence of int
         Allowed numbers of atoms in the primitive cell; those that hold no whole formula unit are left out.
     prior : WyckoffPrior, optional
-        Distribution of space groups and Wyckoff positions; uniform by default.
+        Distribution of space groups and Wyckoff positions; that of crystal prototypes by default.
     n_proposals, n_steered : int
         Crystals to build, and how many to steer to the end. More than 8 atoms in the primitive cell call for ten times
         as many proposals or more.
@@ -154,7 +154,7 @@ def default_min_distances(
     It is 0.9 of the covalent bond or, if less, of the target's shortest distance, that within which an atom of the
     scarcer species of the pair has 0.3 neighbours of the other on average.
     """
-    shells = 4 * np.pi * settings.grid**2 * settings.bin_width / volume_per_atom
+    shells = settings.shell_volumes / volume_per_atom
     limits = []
     for pair, rdf in zip(composition.channels, np.atleast_2d(target_rdf), strict=True):
         bond = sum(covalent_radii[atomic_numbers[name]] for name in pair)

@@ -30,8 +30,6 @@ from ase_hvae.symmetry import space_group as find_space_group
 SETTINGS = RDFSettings()
 SOME_GROUPS = (1, 2, 5, 12, 15, 38, 43, 64, 88, 121, 141, 148, 167, 180, 191, 194, 206, 217, 227, 230)
 DIAMOND = bulk("Si")
-
-
 SILICON = Composition.parse("Si")
 
 

@@ -53,7 +53,8 @@ def target_of(atoms: Atoms, min_distance: object = 1.5) -> Target:
 @pytest.fixture(scope="module")
 def proposals() -> Crystals:
     """40 proposals of TiO2 without short distances, of as many templates."""
-    # Not seeds 3, 4: one pair there is 2e-8 Å from where its cut-off peak moves on by a grid point, a step of the loss.
+    # Not seeds 3, 4: finite differences there lead a pair across where its cut-off peak moves on by a grid point, a
+    # step of the loss.
     prior, rng = WyckoffPrior(spacegroups=SOME_GROUPS), np.random.default_rng(5)
     target, composition = target_of(RUTILE), Composition.parse("TiO2")
     goal, shells = target.goal(sigma=0.3, rmax=5.5), first_shells(target, composition)
