@@ -30,7 +30,7 @@ from ase_hvae.reconstruct.kernels import (
     triangulate,
 )
 
-PLACES = np.array([1, 16, 32, 64])  # places tried for an orbit with that many free coordinates
+PLACES = np.array([1, 8, 16, 32])  # places tried for an orbit with that many free coordinates
 ROUNDS = 3  # of placing every orbit
 VOLUMES = 0.5  # share of the window of volumes that proposals have
 ROOM = 0.05  # loss that is as good as none in a random place
