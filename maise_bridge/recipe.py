@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from maise_bridge.basis import standard_basis
+from maise_bridge.basis import read_basis, standard_basis
 from maise_bridge.checkpoint import Checkpoint
 from maise_bridge.committee import merge_models
 from maise_bridge.dataset import Labels, read_labels
@@ -57,6 +57,8 @@ class Recipe:
         Weigh errors as MAISE does, and start from its weights (of `seed`, which must be positive then).
     frozen : tuple of str
         Model files of the elements, or of three binaries, to keep: stratified training. Gives basis and layers.
+    basis : str, optional
+        File of the symmetry functions to use; the standard 51 by default.
     """
 
     hidden: tuple[int, int] = (20, 20)
@@ -74,8 +76,11 @@ class Recipe:
     filters: Filters = field(default_factory=Filters)
     maise: MaiseObjective | None = None
     frozen: tuple[str, ...] = ()
+    basis: str | None = None
 
     def __post_init__(self) -> None:
+        if self.frozen and self.basis is not None:
+            raise ValueError(f"basis {self.basis}: the models to keep have theirs; leave it out")
         if self.n_members < 1:
             raise ValueError(f"n_members is {self.n_members}; at least one network is needed")
         if self.maise is not None and self.seed < 1:
@@ -182,6 +187,8 @@ def fit(
     ------
     LabelError
         If label files are wrong.
+    ReadError
+        If the basis file is wrong.
     ValueError
         If there are too few families, `out` is there, or a checkpoint is of another fit.
     """
@@ -191,10 +198,12 @@ def fit(
     frozen = freeze_models([read_network(path) for path in recipe.frozen]) if recipe.frozen else None
     labels = read_labels(label_files, filters=recipe.filters)
     hashes = {Path(path).name: hash_labels(path) for path in label_files}
+    basis = None if recipe.basis is None else read_basis(recipe.basis)
     kept = [_sha256(path) for path in recipe.frozen]
-    checkpoint = Checkpoint.open(f"{out}.checkpoint", [asdict(recipe), hashes, kept], overwrite=overwrite)
+    content = [asdict(recipe), hashes, kept, basis and basis.text]
+    checkpoint = Checkpoint.open(f"{out}.checkpoint", content, overwrite=overwrite)
     split = split_labels(labels, seed=recipe.split_seed, keep=recipe.keep, fold=recipe.fold)
-    data = prepare(labels, split, like_maise=recipe.maise is not None, frozen=frozen)
+    data = prepare(labels, split, basis=basis, like_maise=recipe.maise is not None, frozen=frozen)
     logger.info("tables of derivatives: %.0f MB", data.n_bytes / 1e6)
     results = [_train_member(data, recipe, member, checkpoint, watch) for member in range(recipe.n_members)]
     merged = merge_models([result.model for result in results])

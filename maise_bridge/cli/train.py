@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_fit(add: Callable) -> None:
+    add("--basis", metavar="FILE", help="MAISE basis file: the symmetry functions [the standard 51]")
     add("--hidden", nargs=2, type=int, default=(20, 20), metavar="N", help="widths of the hidden layers [20 20]")
     add("--seed", type=int, default=0, help="of the first member's initial weights [0]")
     add("--members", type=int, default=1, help="networks to fit, merged into one [1]")
@@ -121,6 +122,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         filters=_filters(options),
         maise=MaiseObjective(**given, seed=options.seed) if options.maise_objective else None,
         frozen=tuple(options.freeze),
+        basis=options.basis,
     )
 
 

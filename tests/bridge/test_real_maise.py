@@ -7,7 +7,7 @@ import pytest
 from ase import Atoms
 
 from maise_bridge import GuptaModel, GuptaPotential, MaiseModel, MaisePotential, read_model
-from maise_bridge.basis import standard_basis
+from maise_bridge.basis import parse_basis, standard_basis
 from maise_bridge.calculator import find_model
 
 DATA = Path(__file__).parents[1] / "data" / "bridge"
@@ -38,12 +38,19 @@ def network(species, basis, widths, seed=0):
     )
 
 
+def shifted_basis():
+    """The standard functions, one pair function of them around a distance."""
+    text = standard_basis(51).text.replace("Rs   1   0.0000", "Rs   2   0.0000   3.8000")
+    return parse_basis(text.replace("  8   2   0   0 ", "  8   2   0   1 "))
+
+
 MODELS = {
     "shipped silicon": lambda: read_model(find_model("silicon")),
     "one species": lambda: read_model(DATA / "si.model"),
     "two species": lambda: read_model(DATA / "mgsi.model"),
     "three species": lambda: read_model(DATA / "cgesi.model"),
     "wide": lambda: network(["Sn"], standard_basis(51), (100, 100)),
+    "wider, shifted functions": lambda: network(["Si"], shifted_basis(), (250, 250)),
     "unequal layers": lambda: network(["Cu", "Pd"], standard_basis(30), (7, 25)),
     "gupta": lambda: read_model(DATA / "cu_gupta.model"),
     "gupta alloy": lambda: read_model(DATA / "cuau_gupta.model"),

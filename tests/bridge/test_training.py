@@ -337,6 +337,22 @@ def test_command_line(label_file: str, tmp_path, capsys: pytest.CaptureFixture[s
     assert out.read_bytes() == before
 
 
+def test_functions_of_a_basis_file(label_file: str, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "basis", tmp_path / "si.model"
+    text = standard_basis(30).text.replace("Rs   1   0.0000", "Rs   2   0.0000   3.8000")
+    file.write_text(text.replace("  8   2   0   0 ", "  8   2   0   1 "))
+    command = ["train", label_file, "--out", str(out), "--basis", str(file), "--epochs", "1", "--iterations", "20"]
+    assert main([*command, "--hidden", "3", "2"]) == 0
+    model = read_model(out)
+    assert model.basis.text == file.read_text()
+    assert model.basis.radial[7, 1] == pytest.approx(3.8 * 0.529177249, abs=1e-6)
+    assert main([*command, "--overwrite", "--freeze", str(out), str(out)]) == 2
+    assert "the models to keep have theirs" in capsys.readouterr().err
+    file.write_text(text.replace("  8   2   0   0 ", "  8   2   0   2 "))
+    assert main([*command, "--overwrite"]) == 2
+    assert f"{file}, line " in capsys.readouterr().err
+
+
 def relaxed(atoms: Atoms, calc: MaiseCalculator) -> float:
     atoms.calc = calc
     FIRE(FrechetCellFilter(atoms), logfile=None).run(fmax=0.02, steps=150)
