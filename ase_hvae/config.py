@@ -333,6 +333,16 @@ def write_config(config: GenerateConfig, path: str | Path) -> None:
     partial.replace(path)
 
 
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Entries of two tables that differ, in words."""
+    for name in sorted(before.keys() | after.keys()):
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            yield f"{prefix}{name} was {old!r}, now {new!r}"
+
+
 def _plain_table(section: str, table: Any) -> dict[str, Any]:
     """Deep copy of a calculator's options in TOML's own types, tuples as lists; anything else is refused."""
     if not isinstance(table, Mapping):

@@ -19,7 +19,7 @@ from ase.calculators.calculator import BaseCalculator
 import ase_hvae
 from ase_hvae.calculators import CalculatorRecord
 from ase_hvae.candidate import Candidate
-from ase_hvae.config import GenerateConfig, read_config, write_config
+from ase_hvae.config import GenerateConfig, differences, read_config, write_config
 from ase_hvae.database import CandidateDatabase, RunFolder, check_url, without_password
 from ase_hvae.errors import ConfigError
 from ase_hvae.executors import Executor, LocalExecutor, Lost, check_executor, count_workers, open_executor
@@ -290,13 +290,7 @@ def _resolved(
 def _resumed_config(folder: RunFolder, config: GenerateConfig | None, options: dict[str, Any]) -> GenerateConfig:
     """Configuration of the run in the folder; options given anew must agree with it."""
     stored = read_config(folder.config)
-    old, new = stored.to_dict(), (config or stored).with_options(**options).to_dict()
-    changed = []
-    for section in dict.fromkeys([*old, *new]):
-        before, after = old.get(section, {}), new.get(section, {})
-        for name in sorted(before.keys() | after.keys()):
-            if before.get(name) != after.get(name):
-                changed.append(f"{name} was {before.get(name)!r}, now {after.get(name)!r}")
+    changed = list(differences(stored.to_dict(), (config or stored).with_options(**options).to_dict()))
     if changed:
         raise ConfigError(f"cannot resume {folder.path} with other options: {'; '.join(changed)}; leave them out")
     return stored
@@ -308,11 +302,7 @@ def _check_calculator(folder: RunFolder, record: CalculatorRecord) -> None:
     if before is None:
         folder.write_calculator(asdict(record))
         return
-    changed = [
-        f"{name} was {before.get(name)!r}, is {after[name]!r}"
-        for name in after
-        if name != "refused" and before.get(name) != after[name]
-    ]
+    changed = list(differences({**before, "refused": after["refused"]}, after))
     if changed:
         raise ConfigError(
             f"cannot resume {folder.path}: the calculator is no longer the one that the run began with "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ase.io import write
 
 from ase_hvae.calculators import CalculatorRecord
 from ase_hvae.calculators.labels import label
+from ase_hvae.config import differences
 from ase_hvae.database import SqliteStore, said_clearly
 from ase_hvae.errors import ConfigError
 
@@ -112,7 +113,7 @@ class RerankDatabase:
             before = database.metadata.get("settings")
         if before is None:
             raise ConfigError(f"{path} was not written by rerank; move it away, or add --overwrite to replace it")
-        changed = list(_differences(before, self.settings))
+        changed = list(differences(before, self.settings))
         if changed:
             raise ConfigError(
                 f"{path} holds results of other settings: {'; '.join(changed)}; bring those back, or add --overwrite "
@@ -164,16 +165,6 @@ def write_labels(rows: Sequence[Reranked], record: CalculatorRecord, path: Path)
     with said_clearly(str(path), GO_ON):
         write(partial, labels, format="extxyz")
         partial.replace(path)
-
-
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Entries of two tables that differ, in words."""
-    for name in sorted(before.keys() | after.keys()):
-        old, new = before.get(name), after.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            yield f"{prefix}{name} was {old!r}, is {new!r}"
 
 
 def _to_data(atoms: Atoms) -> dict[str, Any]:

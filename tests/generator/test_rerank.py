@@ -284,9 +284,9 @@ def test_file_names_are_safe():
 def test_other_settings_are_refused_on_resume(run, tmp_path):
     rerank(run, "factories_of_rerank:Pressed", top=1)
     (tmp_path / "loose.toml").write_text("[relax]\nfmax = 0.5\n")
-    with pytest.raises(ConfigError, match=r"relax\.fmax was 0\.001, is 0\.5; bring those back, or add --overwrite"):
+    with pytest.raises(ConfigError, match=r"relax\.fmax was 0\.001, now 0\.5; bring those back, or add --overwrite"):
         rerank(run, "factories_of_rerank:Pressed", config=tmp_path / "loose.toml")
-    with pytest.raises(ConfigError, match=r"mode\.single_point was False, is True"):
+    with pytest.raises(ConfigError, match=r"mode\.single_point was False, now True"):
         rerank(run, "factories_of_rerank:Pressed", single_point=True)
     assert len(rerank(run, "factories_of_rerank:Pressed", top=2).rows) == 2
 
