@@ -349,6 +349,7 @@ def _plain_table(section: str, table: Any) -> dict[str, Any]:
         raise ConfigError(f"{section} = {table!r} must be a table of options, in a script a dict")
 
     def plain(where: str, value: Any) -> Any:
+        """Return a copy of a value in TOML's types; `where` names it in errors."""
         if isinstance(value, Mapping):
             return {str(name): plain(f"{where}.{name}", part) for name, part in value.items()}
         if isinstance(value, list | tuple):

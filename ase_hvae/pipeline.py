@@ -208,6 +208,7 @@ def _advance(
     with track(task, len(waiting)) as advance:
 
         def record(part: Sequence[Candidate], finished: Sequence[Candidate]) -> None:
+            """Write candidates that a part has come to, and count the part as done."""
             for candidate in finished:
                 if candidate.failure:
                     logger.info("candidate %d failed in %s: %s", candidate.index, task, candidate.failure)

@@ -26,6 +26,7 @@ def track(description: str, total: int, *, interval: float = 10.0) -> Iterator[C
     done, last = 0, time.monotonic()
 
     def advance(steps: int) -> None:
+        """Count steps, and say how many are done if the last line is old enough."""
         nonlocal done, last
         done += steps
         if time.monotonic() - last >= interval:

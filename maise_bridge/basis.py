@@ -144,12 +144,14 @@ class LineReader:
         self.position = 0
 
     def next(self, expected: str) -> str:
+        """Return the next line; `expected` is what an error says is missing if there is none."""
         if self.position >= len(self.lines):
             raise self.error(expected, self.position)
         self.position += 1
         return self.lines[self.position - 1]
 
     def error(self, expected: str, index: int | None = None) -> ReadError:
+        """Return an error that names file and line: the last one read, or that at `index`."""
         index = self.position - 1 if index is None else index
         found = repr(self.lines[index].strip()[:60]) if index < len(self.lines) else "the end of the file"
         return ReadError(f"{self.source}, line {self.first_line + index}: expected {expected}, found {found}")

@@ -31,17 +31,28 @@ class Evaluated(Protocol):
     """
 
     @property
-    def energy(self) -> float: ...  # eV
+    def energy(self) -> float:
+        """eV."""
+
     @property
-    def free_energy(self) -> float: ...  # eV
+    def free_energy(self) -> float:
+        """eV."""
+
     @property
-    def forces(self) -> np.ndarray: ...  # eV/Å, (n_atoms, 3)
+    def forces(self) -> np.ndarray:
+        """Shape (n_atoms, 3); eV/Å."""
+
     @property
-    def virial(self) -> np.ndarray: ...  # eV, (6,)
+    def virial(self) -> np.ndarray:
+        """Shape (6,); eV."""
+
     @property
-    def stress(self) -> np.ndarray | None: ...  # eV/Å³, (6,)
+    def stress(self) -> np.ndarray | None:
+        """Shape (6,); eV/Å³."""
+
     @property
-    def extrapolation(self) -> np.ndarray | None: ...  # (n_atoms,)
+    def extrapolation(self) -> np.ndarray | None:
+        """Shape (n_atoms,)."""
 
 
 class Potential(Protocol):
@@ -221,6 +232,7 @@ class _Flight:
         self.energy_initial = np.nan
 
     def end(self, evaluation: Evaluated, fmax: float, converged: bool, failure: str | None) -> Relaxed:
+        """Return the crystal as relaxed, with the results of its last evaluation."""
         stress = evaluation.stress
         self.atoms.calc = SinglePointCalculator(
             self.atoms, energy=evaluation.energy, forces=evaluation.forces, stress=stress

@@ -79,6 +79,7 @@ def physical_rows(labels: Labels, filters: Filters, categories: Mapping[str, Cat
     volumes = np.array([atoms.get_volume() for atoms in labels.structures]) / labels.n_atoms
 
     def limits(get: Callable[[Category], float], default: float) -> np.ndarray:
+        """Return a limit of the category of each row, the default where it has none."""
         return np.array([get(category) or default for category in found])
 
     return [

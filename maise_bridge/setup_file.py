@@ -23,6 +23,7 @@ class _Tag:
 
     @property
     def expected(self) -> str:
+        """What a value must be, in words."""
         return self.allowed or _KINDS[self.kind]
 
 

@@ -145,10 +145,12 @@ class _Part:
 
     @classmethod
     def make(cls, data: TrainingData, groups: Sequence[Group], settings: TrainingSettings) -> _Part:
+        """Put rows into batches."""
         zeros, above = data.zeros, data.above
         return cls(*make_batches(data.labels, groups, settings.objective, zeros=zeros, above=above))
 
     def loss(self, networks: SpeciesNetworks) -> Tensor:
+        """Return the objective over the rows, by their norm."""
         return objective(networks, self.batches) / self.norm
 
 
@@ -237,6 +239,7 @@ class _Fit:
         )
 
         def closure() -> Tensor:
+            """Return loss and penalty, with their gradient in the weights, as L-BFGS asks for it."""
             optimizer.zero_grad()
             loss = self.train.loss(self.networks) + self._penalty()
             loss.backward()

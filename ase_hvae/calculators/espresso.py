@@ -92,6 +92,7 @@ def open_espresso(
         parameters["kspacing"] = kspacing / (2.0 * math.pi)
 
     def make() -> Espresso:
+        """Return a calculator whose input tables are its own."""
         data = {section: dict(values) for section, values in input_data.items()}
         return Espresso(profile=profile, directory=directory, input_data=data, **parameters)
 

@@ -66,6 +66,7 @@ def open_gpaw(
                 raise CalculatorSetupError(f"GPAW has no dataset of {symbol}: {' '.join(str(error).split())}") from None
 
     def make(txt: str | None = str(directory / "gpaw.txt")) -> Any:
+        """Return a calculator that writes its text to `txt`."""
         return gpaw.GPAW(**settings, txt=txt)
 
     try:

@@ -77,6 +77,7 @@ def whole_number(minimum: int) -> Callable[[str], int]:
     """Type of a flag whose value is a whole number of at least `minimum`."""
 
     def convert(text: str) -> int:
+        """Return the number, or refuse the text."""
         if not text.lstrip("+-").isdigit() or int(text) < minimum:
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {minimum}")
         return int(text)

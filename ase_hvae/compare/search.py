@@ -203,6 +203,7 @@ class _Shelf:
         self._fingerprints = np.empty((0, 0))
 
     def add(self, index: int, crystal: PreparedCrystal, energy: float = 0.0) -> None:
+        """Append a crystal, under its index and with its energy per atom."""
         n = len(self.indices)
         if n == len(self._numbers):  # grows by doubling
             grown = max(64, 2 * n)

@@ -64,6 +64,7 @@ class DaskExecutor:
         remote = self.client.submit(_run, self._key, self._make, task, argument, pure=False)
 
         def finish(done: Any) -> None:
+            """Hand the outcome of the remote call to the future that the caller holds."""
             try:
                 future.set_result(done.result())
             except BaseException as error:  # whatever the task raised belongs to the caller

@@ -84,6 +84,7 @@ class SmoothMLP(nn.Module):
         output = linear(x, last_weight, last_bias)
 
         def pullback(vector: Tensor) -> Tensor:
+            """Return the vector times the Jacobian of the output by the input."""
             vector = vector @ last_weight
             for weight, slope in reversed(steps):
                 vector = (vector * slope) @ weight

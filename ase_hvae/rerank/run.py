@@ -73,6 +73,7 @@ class _Run:
 
     @property
     def species(self) -> tuple[str, ...]:
+        """Chemical symbols in the candidates, sorted."""
         return tuple(sorted({symbol for candidate in self.candidates for symbol in candidate.atoms.symbols}))
 
 

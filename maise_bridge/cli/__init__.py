@@ -50,6 +50,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong with the arguments in one line, as for any other bad input."""
 
     def error(self, message: str) -> NoReturn:
+        """End with exit status 2 and one line."""
         self.exit(2, f"error: {' '.join(message.split())}; see {self.prog} --help\n")
 
 

@@ -51,6 +51,7 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
     with logging_redirect_tqdm(), tqdm(total=total, leave=False, dynamic_ncols=True) as bar:
 
         def show(line: str) -> None:
+            """Print a line above the bar and count it."""
             tqdm.write(line, file=sys.stdout)
             bar.update()
 

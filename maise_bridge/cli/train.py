@@ -173,10 +173,12 @@ def _watch(n_members: int, n_steps: int) -> Iterator[Callable]:
         bar = tqdm(total=n_members * n_steps, dynamic_ncols=True, leave=False, unit="step")
 
     def watch(member: int) -> Callable[[int, float, float], None]:
+        """Return what reports the steps of a member, from 0."""
         title = f"member {member + 1} of {n_members}"
         last = -100
 
         def report(step: int, train: float, validation: float) -> None:
+            """Show step and objectives: in the bar on a terminal, as a line every 100 steps in a log."""
             nonlocal last
             text = f"objective {train:.4f} (training) {validation:.4f} (validation)"
             if terminal:

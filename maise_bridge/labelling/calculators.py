@@ -146,12 +146,14 @@ def _open_gpaw(settings: LabelSettings, species: Sequence[str]) -> Program:
                 raise CalculatorSetupError(f"GPAW has no dataset {name}: {' '.join(str(error).split())}") from None
 
     def make(atoms: Atoms, symmetry: Mapping[str, bool]) -> Any:
+        """Return a calculator for a structure and the use of symmetry."""
         keywords = settings.for_structure(len(atoms))
         mode = {"name": "pw", "ecut": keywords.pop("ecut")}
         kpts = {"size": k_mesh(atoms, keywords.pop("kspacing")), "gamma": True}
         return gpaw.GPAW(**{"mode": mode, "kpts": kpts, "txt": None, "symmetry": symmetry, **keywords})
 
     def attempts(atoms: Atoms, folder: Path) -> Iterator[Attempt]:
+        """Yield ways to compute a structure, the fastest first: note, structure and calculator."""
         full = {"point_group": True, "symmorphic": False}
         yield "", atoms.copy(), make(atoms, full)
         primitive = primitive_cell(atoms)
@@ -183,6 +185,7 @@ def _open_espresso(settings: LabelSettings, species: Sequence[str]) -> Program:
         identity[f"{symbol} pseudopotential"] = _digest((Path(place) / name).read_bytes())
 
     def attempts(atoms: Atoms, folder: Path) -> Iterator[Attempt]:
+        """Yield the one way to compute a structure."""
         keywords = settings.for_structure(len(atoms))
         data = {section.lower(): dict(values) for section, values in keywords.pop("input_data").items()}
         data.setdefault("control", {}).update(calculation="scf", tstress=True, tprnfor=True, disk_io="none")
@@ -207,6 +210,7 @@ def _open_vasp(settings: LabelSettings, species: Sequence[str]) -> Program:
     from ase.calculators.vasp import Vasp
 
     def make(atoms: Atoms, folder: Path) -> Any:
+        """Return a calculator that runs in a folder."""
         keywords = settings.for_structure(len(atoms))
         mesh = {"kpts": k_mesh(atoms, keywords.pop("kspacing")), "gamma": True}
         fixed = {"nsw": 0, "ibrion": -1, "isif": 3, "lwave": False, "lcharg": False}
@@ -224,6 +228,7 @@ def _open_vasp(settings: LabelSettings, species: Sequence[str]) -> Program:
             raise CalculatorSetupError(f"VASP cannot run on {symbol}: {' '.join(str(error).split())}") from error
 
     def attempts(atoms: Atoms, folder: Path) -> Iterator[Attempt]:
+        """Yield the one way to compute a structure."""
         yield "", atoms.copy(), make(atoms, folder)
 
     return Program(identity, _versions(), attempts, _verify_vasp)
@@ -246,6 +251,7 @@ def _open_factory(settings: LabelSettings, species: Sequence[str]) -> Program:
         raise CalculatorSetupError(f"{name}: cannot import: {error}") from None
 
     def make() -> Any:
+        """Return a new calculator of the factory."""
         return factory(**settings.options)
 
     try:
@@ -260,6 +266,7 @@ def _open_factory(settings: LabelSettings, species: Sequence[str]) -> Program:
     identity = {name: str(getattr(module, "__version__", "")), "class": type(calc).__name__}
 
     def attempts(atoms: Atoms, folder: Path) -> Iterator[Attempt]:
+        """Yield the one way to compute a structure."""
         yield "", atoms.copy(), make()
 
     return Program(identity, _versions(), attempts)
