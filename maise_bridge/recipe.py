@@ -196,9 +196,9 @@ def fit(
     if Path(out).exists() and not overwrite:
         raise ValueError(f"{out} exists; pass --overwrite to replace it")
     frozen = freeze_models([read_network(path) for path in recipe.frozen]) if recipe.frozen else None
+    basis = None if recipe.basis is None else read_basis(recipe.basis)
     labels = read_labels(label_files, filters=recipe.filters)
     hashes = {Path(path).name: hash_labels(path) for path in label_files}
-    basis = None if recipe.basis is None else read_basis(recipe.basis)
     kept = [_sha256(path) for path in recipe.frozen]
     content = [asdict(recipe), hashes, kept, basis and basis.text]
     checkpoint = Checkpoint.open(f"{out}.checkpoint", content, overwrite=overwrite)
