@@ -334,11 +334,12 @@ def write_config(config: GenerateConfig, path: str | Path) -> None:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Entries of two tables that differ, in words."""
+    """Entries of two tables that differ, in words; a table that is missing on one side has no entries there."""
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from differences(old, new, f"{prefix}{name}.")
+        old_table, new_table = ({} if value is None else value for value in (old, new))
+        if (old or new) and isinstance(old_table, Mapping) and isinstance(new_table, Mapping):
+            yield from differences(old_table, new_table, f"{prefix}{name}.")
         elif old != new:
             yield f"{prefix}{name} was {old!r}, now {new!r}"
 

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from ase_hvae.config import GenerateConfig, config_from_dict, iterate_options, parse_natoms, read_config, write_config
+from ase_hvae.config import (
+    GenerateConfig,
+    config_from_dict,
+    differences,
+    iterate_options,
+    parse_natoms,
+    read_config,
+    write_config,
+)
 from ase_hvae.errors import ConfigError
 
 
@@ -139,3 +147,13 @@ def test_a_kill_while_the_options_are_written_leaves_the_old_file(tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         write_config(GenerateConfig().with_options(seed=2), tmp_path / "config.toml")
     assert read_config(tmp_path / "config.toml").run.seed == 1
+
+
+def test_differences_name_each_entry_also_of_a_table_that_one_side_lacks():
+    run, vasp = {"n": 4}, {"encut": 350, "kpts": [2, 2, 2]}
+    assert not list(differences({"run": run, "vasp": vasp}, {"run": dict(run), "vasp": dict(vasp)}))
+    assert list(differences({"run": run}, {"run": {"n": 5}})) == ["run.n was 4, now 5"]
+    expected = ["vasp.encut was None, now 350", "vasp.kpts was None, now [2, 2, 2]"]
+    assert list(differences({"run": run}, {"run": run, "vasp": vasp})) == expected
+    assert list(differences({"vasp": vasp}, {"vasp": vasp | {"kpts": None}})) == ["vasp.kpts was [2, 2, 2], now None"]
+    assert list(differences({"fmax": 0.0}, {})) == ["fmax was 0.0, now None"]
