@@ -6,9 +6,10 @@ Prints Markdown tables and writes benchmarks/results/quality_potential.json. Hel
 without the core repulsion, which is no part of the fit; each row is judged by those of the model's networks that were
 fitted without its family. All else is of the model as it is used. PBE values are of GPAW at dense k, see
 maise_bridge/models/README.md. With matscipy (pip install matscipy) the same numbers by the potentials of Stillinger and
-Weber (Phys. Rev. B 31, 5262, 1985) and Tersoff (Phys. Rev. B 39, 5566, 1989) stand beside them, but for the parts of
-quality_minima.py: phonons and lattice constants of several crystals. --only measures such parts anew and keeps the rest
-of the JSON file.
+Weber (Phys. Rev. B 31, 5262, 1985) and Tersoff (Phys. Rev. B 39, 5566, 1989) stand beside them, with sevenn (pip
+install sevenn) those by a universal potential, SevenNet-l3i5 (Park et al., J. Chem. Theory Comput. 20, 4857, 2024),
+whose weights come with the package; but for the parts of quality_minima.py: phonons and lattice constants of several
+crystals. --only measures such parts, or the other potentials ("references"), anew and keeps the rest of the JSON file.
 """
 
 from __future__ import annotations
@@ -120,7 +121,21 @@ def known_numbers(calc: Calculator, diamond: float, largest: int) -> list[dict[s
 
 
 def reference_calculators() -> dict[str, Calculator]:
-    """Published silicon potentials by matscipy; none without it."""
+    """Published potentials, those whose packages are installed."""
+    return classical_calculators() | universal_calculators()
+
+
+def universal_calculators() -> dict[str, Calculator]:
+    """A potential for all elements by sevenn; none without it."""
+    try:
+        from sevenn.calculator import SevenNetCalculator
+    except ImportError:
+        return {}
+    return {"SevenNet-l3i5": SevenNetCalculator("7net-l3i5", device="cpu")}
+
+
+def classical_calculators() -> dict[str, Calculator]:
+    """Silicon potentials by matscipy; none without it."""
     try:
         from matscipy.calculators.manybody import Manybody
         from matscipy.calculators.manybody.explicit_forms import StillingerWeber, TersoffBrenner
@@ -286,7 +301,6 @@ def markdown(result: dict[str, Any]) -> str:
 def measure_all(path: Path, largest: int, count: int, seed: int) -> dict[str, Any]:
     """All numbers of a model."""
     networks = networks_of(path)
-    everything = frozenset().union(*(network.held_out for network in networks))
     calc = MaiseCalculator(path)
     numbers = measure(calc, largest, networks)
     sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -295,12 +309,18 @@ def measure_all(path: Path, largest: int, count: int, seed: int) -> dict[str, An
         "sha256": sha256(path),
         "git": sha.stdout.strip(),
         **numbers,
-        "references": {
-            name: measure(other, 8, [Network(other, everything)] if networks else [])
-            for name, other in reference_calculators().items()
-        },
+        "references": measure_references(networks),
         "random": random_numbers(calc, numbers["diamond_energy"], count, seed),
         **{name: part(calc) for name, part in PARTS.items()},
+    }
+
+
+def measure_references(networks: list[Network]) -> dict[str, Any]:
+    """Numbers of other potentials, on the rows that any of the networks knows nothing of."""
+    everything = frozenset().union(*(network.held_out for network in networks))
+    return {
+        name: measure(other, 8, [Network(other, everything)] if networks else [])
+        for name, other in reference_calculators().items()
     }
 
 
@@ -312,7 +332,9 @@ def update(results: Path, path: Path, names: list[str]) -> dict[str, Any]:
             f"{results} is of the model {result['sha256']} (sha256), {path} is {sha256(path)}; omit --only"
         )
     calc = MaiseCalculator(path)
-    return result | {name: PARTS[name](calc) for name in names}
+    if "references" in names:
+        result["references"] |= measure_references(networks_of(path))
+    return result | {name: PARTS[name](calc) for name in names if name in PARTS}
 
 
 def sha256(path: Path) -> str:
@@ -326,7 +348,9 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=24, help="atoms of the largest known crystal to relax")
     parser.add_argument("--random", type=int, default=200, help="random crystals to relax")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure; the others are kept")
+    parser.add_argument(
+        "--only", nargs="+", choices=(*PARTS, "references"), help="parts to measure; the others are kept"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "quality_potential.json")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,6 +138,8 @@ def _open_gpaw(settings: LabelSettings, species: Sequence[str]) -> Program:
         raise CalculatorSetupError(
             f"GPAW cannot be imported: {error}; install gpaw and its datasets, or name its interpreter with --python"
         ) from None
+    if importlib.util.find_spec("spglib") is None:  # for the second attempt, found missing only when the first fails
+        raise CalculatorSetupError(f"{sys.executable} lacks spglib, which primitive cells take; install it beside GPAW")
     identity = {"gpaw": str(gpaw.__version__)}
     if "setups" not in settings.options:
         for symbol in species:

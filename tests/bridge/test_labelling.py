@@ -1,6 +1,7 @@
 """Labelling: the same set of labels whatever happens on the way, causes of failures, and every kind of refusal."""
 
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from maise_bridge.cli import main
 from maise_bridge.cli.label import parse_options
 from maise_bridge.dataset import read_labels
 from maise_bridge.labelling import KnownStructures, Limits, files, make_settings, open_run, structure_id
-from maise_bridge.labelling.calculators import Computed, Program, compute, primitive_cell
+from maise_bridge.labelling.calculators import Computed, Program, compute, open_program, primitive_cell
 from maise_bridge.labelling.processes import WorkerPool
 from maise_bridge.labelling.settings import k_mesh
 from maise_bridge.labelling.worker import check_results
@@ -460,6 +462,19 @@ def test_presets_hold_the_settings_of_the_first_labels():
     assert other.options["input_data"]["system"]["ecutwfc"] == pytest.approx(30.0)
     assert other.for_structure(2)["kspacing"] == 0.2
     assert "command" not in other.record
+
+
+def test_gpaw_without_spglib_is_refused_before_the_first_structure(monkeypatch):
+    package, datasets = ModuleType("gpaw"), ModuleType("gpaw.setup_data")
+    package.__version__, datasets.search_for_file = "0", lambda name: (name, b"")
+    monkeypatch.setitem(sys.modules, "gpaw", package)
+    monkeypatch.setitem(sys.modules, "gpaw.setup_data", datasets)
+    settings = make_settings(preset="silicon")
+    assert open_program(settings, ["Si"]).identity["gpaw"] == "0"
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "spglib" else find(name))
+    with pytest.raises(CalculatorSetupError, match=r"lacks spglib.*; install it beside GPAW"):
+        open_program(settings, ["Si"])
 
 
 def test_the_mesh_is_the_smallest_of_its_spacing():
