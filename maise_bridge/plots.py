@@ -22,20 +22,22 @@ def plot_history(histories: Sequence[np.ndarray], path: str | Path) -> None:
     Parameters
     ----------
     histories : sequence of ndarray, shapes (n, 3)
-        Step, objective on training and on validation rows, of each member.
+        Step, objective on training and on validation rows (or NaN), of each member.
     path : path
         Its ending says the format, as in ``history.png``.
     """
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
+    validated = bool(np.isfinite(histories[0][:, 2]).any())
     for member, history in enumerate(histories):
-        for column, part in ((1, "train"), (2, "validation")):
+        for column, part in ((1, "train"), (2, "validation"))[: 1 + validated]:
             label = part if member == 0 else None
             axes.plot(history[:, 0], history[:, column], color=_COLOURS[part], lw=1.0, alpha=0.8, label=label)
-        best = int(np.argmin(history[:, 2]))
-        axes.plot(history[best, 0], history[best, 2], "o", color=_COLOURS["validation"], ms=5)
+        if validated:
+            best = int(np.argmin(history[:, 2]))
+            axes.plot(history[best, 0], history[best, 2], "o", color=_COLOURS["validation"], ms=5)
     axes.set(xlabel="step (epochs of Adam, then iterations of L-BFGS)", ylabel="objective per row", yscale="log")
-    axes.legend(title="dots: weights that were kept", frameon=False)
+    axes.legend(title="dots: weights that were kept" if validated else None, frameon=False)
     figure.savefig(path, dpi=150)
 
 

@@ -97,10 +97,10 @@ def prepare(
     Raises
     ------
     ValueError
-        If a part is empty, a species is missing in the training rows, or there are more than three.
+        If there are fewer than two rows to train on, a species is missing among them, or there are more than three.
     """
-    if len(split.train) < 2 or len(split.validation) < 1:
-        raise ValueError(f"{len(split.train)} rows to train on and {len(split.validation)} to validate are too few")
+    if len(split.train) < 2:
+        raise ValueError(f"{len(split.train)} rows to train on are too few")
     species = tuple(species or labels.species) if frozen is None else frozen.species
     basis = (basis or standard_basis(51)) if frozen is None else frozen.basis
     dtype = torch.float64 if like_maise or frozen is not None else torch.float32

@@ -59,6 +59,9 @@ class Recipe:
         Model files of the elements, or of three binaries, to keep: stratified training. Gives basis and layers.
     basis : str, optional
         File of the symmetry functions to use; the standard 51 by default.
+    early_stopping : bool
+        Hold out validation rows and keep the weights that do best on them; if not, train on those rows, too, and keep
+        the last weights.
     """
 
     hidden: tuple[int, int] = (20, 20)
@@ -77,6 +80,7 @@ class Recipe:
     maise: MaiseObjective | None = None
     frozen: tuple[str, ...] = ()
     basis: str | None = None
+    early_stopping: bool = True
 
     def __post_init__(self) -> None:
         if self.frozen and self.basis is not None:
@@ -96,6 +100,7 @@ class Recipe:
             hidden=self.hidden,
             n_epochs=self.n_epochs,
             n_lbfgs=self.n_lbfgs,
+            early_stopping=self.early_stopping,
             weight_decay=self.weight_decay,
             objective=own if self.maise is None else self.maise,
             seed=self.seed + member,
@@ -203,11 +208,13 @@ def fit(
     content = [asdict(recipe), hashes, kept, basis and basis.text]
     checkpoint = Checkpoint.open(f"{out}.checkpoint", content, overwrite=overwrite)
     split = split_labels(labels, seed=recipe.split_seed, keep=recipe.keep, fold=recipe.fold)
+    if not recipe.early_stopping:
+        split = Split(np.union1d(split.train, split.validation), split.validation[:0], split.test)
     data = prepare(labels, split, basis=basis, like_maise=recipe.maise is not None, frozen=frozen)
     logger.info("tables of derivatives: %.0f MB", data.n_bytes / 1e6)
     results = [_train_member(data, recipe, member, checkpoint, watch) for member in range(recipe.n_members)]
     merged = merge_models([result.model for result in results])
-    parts = ("train", "validation", "test")
+    parts = [part for part in ("train", "validation", "test") if len(getattr(split, part))]
     errors = {part: _errors(merged, labels, getattr(split, part)) for part in parts}
     model = merge_models([result.model for result in results], info=_header(labels, split, errors))
     write_model(model, out)
@@ -219,7 +226,7 @@ def fit(
         "members": [
             {
                 "seed": recipe.seed + member,
-                "validation_loss": result.validation_loss,
+                "validation_loss": result.validation_loss if recipe.early_stopping else None,
                 "test": _errors(result.model, labels, split.test),
             }
             for member, result in enumerate(results)

@@ -43,6 +43,9 @@ class TrainingSettings:
         Most iterations of L-BFGS.
     patience : int
         Looks at the validation rows (one every 20 iterations) without improvement before L-BFGS stops.
+    early_stopping : bool
+        Keep the weights that do best on the validation rows. If not, L-BFGS goes on for `n_lbfgs` iterations and the
+        last weights are kept, so that validation rows are not needed.
     weight_decay : float
         Factor of the sum of squared weights in whitened coordinates.
     objective : ObjectiveSettings or MaiseObjective
@@ -57,6 +60,7 @@ class TrainingSettings:
     learning_rate: float = 5e-3
     n_lbfgs: int = 2000
     patience: int = 20
+    early_stopping: bool = True
     weight_decay: float = 0.3
     objective: Objective = field(default_factory=ObjectiveSettings)
     seed: int = 0
@@ -79,9 +83,10 @@ class TrainingResult:
     ----------
     model : MaiseModel
     validation_loss : float
-        Objective on the validation rows a unit of row weight, without the penalty, at the weights that were kept.
+        Objective on the validation rows a unit of row weight, without the penalty, at the weights that were kept; NaN
+        if there are no such rows.
     history : ndarray, shape (n, 3)
-        Step, objective on training rows, objective on validation rows.
+        Step, objective on training rows, objective on validation rows (or NaN).
     """
 
     model: MaiseModel
@@ -98,7 +103,7 @@ def train(
     save: Callable[[State], None] | None = None,
     report: Report | None = None,
 ) -> TrainingResult:
-    """Fit networks to the training rows and keep the weights that do best on the validation rows.
+    """Fit networks to the training rows; keep the weights that do best on the validation rows, or the last ones.
 
     Parameters
     ----------
@@ -113,8 +118,15 @@ def train(
     save : callable, optional
         Called with the state of the fit after every epoch of Adam and every 20 iterations of L-BFGS.
     report : callable, optional
-        Called with step, objective on training rows, objective on validation rows at each look at the latter.
+        Called with step, objective on training rows, objective on validation rows (or NaN) at each look at them.
+
+    Raises
+    ------
+    ValueError
+        If there are no validation rows for early stopping.
     """
+    if settings.early_stopping and not data.validation:
+        raise ValueError("early stopping needs validation rows; hold some out, or go without it")
     fit = _Fit(data, settings, report)
     fit.run(resume, save or (lambda state: None))
     split = data.split
@@ -145,17 +157,19 @@ class _Part:
 
     @classmethod
     def make(cls, data: TrainingData, groups: Sequence[Group], settings: TrainingSettings) -> _Part:
-        """Put rows into batches."""
+        """Put rows into batches; without rows the objective is not a number."""
+        if not groups:
+            return cls([], math.nan)
         zeros, above = data.zeros, data.above
         return cls(*make_batches(data.labels, groups, settings.objective, zeros=zeros, above=above))
 
     def loss(self, networks: SpeciesNetworks) -> Tensor:
         """Return the objective over the rows, by their norm."""
-        return objective(networks, self.batches) / self.norm
+        return objective(networks, self.batches) / self.norm if self.batches else torch.tensor(math.nan)
 
 
 class _Fit:
-    """Networks on their way, the weights that did best on the validation rows so far, and how it went."""
+    """Networks on their way, the weights that would be kept so far, and how it went."""
 
     def __init__(self, data: TrainingData, settings: TrainingSettings, report: Report | None) -> None:
         self.settings = settings
@@ -188,18 +202,18 @@ class _Fit:
         return {"stage": stage, "networks": self.networks.state_dict(), **kept, **more}
 
     def _look(self, step: int) -> bool:
-        """Look at the validation rows; True if the networks improved."""
+        """Look at the validation rows; True if these weights would be kept."""
         with torch.no_grad():
             train, validation = (float(part.loss(self.networks)) for part in (self.train, self.validation))
         self.history.append((step, train, validation))
         logger.info("step %d: objective %.4f (training) %.4f (validation)", step, train, validation)
         if self.report is not None:
             self.report(step, train, validation)
-        improved = validation < self.loss
-        if improved:
+        kept = validation < self.loss or not self.settings.early_stopping
+        if kept:
             self.loss = validation
             self.best = {name: value.clone() for name, value in self.networks.state_dict().items()}
-        return improved
+        return kept
 
     def _penalty(self) -> Tensor:
         settings = self.settings

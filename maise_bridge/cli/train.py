@@ -42,6 +42,8 @@ def _add_fit(add: Callable) -> None:
     add("--fold", metavar="I/N", help="hold out test set I, from 0, of N that share no family, instead of an eighth")
     add("--keep", action="append", default=[], metavar="PATTERN", help="config_types whose families are not held out")
     add("--iterations", type=int, default=2000, help="most iterations of L-BFGS [2000]")
+    end_help = "run all iterations and keep the last weights; rows that would validate are trained on, too"
+    add("--no-early-stopping", action="store_true", help=end_help)
     add("--epochs", type=int, default=20, help="epochs of Adam before [20]")
     add("--weight-decay", type=float, default=0.3, help="factor of the sum of squared weights [0.3]")
     add("--energy-window", type=float, default=0.5, help="eV/atom; rows far above it weigh little [0.5]")
@@ -114,6 +116,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         fold=None if options.fold is None else _fold(options.fold),
         keep=tuple(options.keep),
         n_lbfgs=options.iterations,
+        early_stopping=not options.no_early_stopping,
         n_epochs=options.epochs,
         weight_decay=options.weight_decay,
         energy_window=options.energy_window,
@@ -180,7 +183,9 @@ def _watch(n_members: int, n_steps: int) -> Iterator[Callable]:
         def report(step: int, train: float, validation: float) -> None:
             """Show step and objectives: in the bar on a terminal, as a line every 100 steps in a log."""
             nonlocal last
-            text = f"objective {train:.4f} (training) {validation:.4f} (validation)"
+            text = f"objective {train:.4f} (training)"
+            if math.isfinite(validation):
+                text += f" {validation:.4f} (validation)"
             if terminal:
                 bar.set_description(title)
                 bar.n = member * n_steps + step
@@ -205,7 +210,7 @@ def _plot(result: FitResult, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     potential = MaisePotential(result.model, core_repulsion=False)
-    parts = {name: result.labels.select(getattr(result.split, name)) for name in ("train", "validation", "test")}
+    parts = {name: result.labels.select(getattr(result.split, name)) for name in result.card["errors"]}
     plot_history(result.histories, folder / "history.png")
     plot_parity({name: (rows, residuals(potential, rows)) for name, rows in parts.items()}, folder / "parity.png")
     print(f"wrote {folder}/history.png and {folder}/parity.png")

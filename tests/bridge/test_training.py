@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -261,6 +262,23 @@ def test_training_reduces_errors_and_repeats(labels: Labels, tables) -> None:
     assert errors[1].n_rows == 20
 
 
+def test_without_early_stopping_the_last_weights_are_kept(labels: Labels, tables) -> None:
+    whole = Split(np.union1d(SPLIT.train, SPLIT.validation), SPLIT.validation[:0], SPLIT.test)
+    data = prepare(labels, whole, tables=tables)
+    with pytest.raises(ValueError, match="early stopping needs validation rows"):
+        train(data, FAST)
+    settings = replace(FAST, early_stopping=False)
+    found, longer = train(data, settings), train(data, replace(settings, n_lbfgs=60))
+    assert np.isnan(found.history[:, 2]).all()
+    assert np.isnan(found.validation_loss)
+    np.testing.assert_array_equal(longer.history[:-1, :2], found.history[:, :2])
+    assert longer.history[-1, 1] < found.history[-1, 1]
+    assert longer.model.unique_id != found.model.unique_id
+    watched = prepare(labels, SPLIT, tables=tables)  # rows that only watch change nothing
+    impatient = replace(settings, patience=1, n_lbfgs=200)
+    assert train(watched, impatient).history[-1, 0] == 202
+
+
 def test_merged_model_is_the_mean(labels: Labels, tables) -> None:
     data = prepare(labels, SPLIT, tables=tables)
     settings = [TrainingSettings(hidden=(4, 3), n_epochs=1, n_lbfgs=0, seed=seed) for seed in range(3)]
@@ -335,6 +353,18 @@ def test_command_line(label_file: str, tmp_path, capsys: pytest.CaptureFixture[s
     assert len(errors) == 4
     assert all(line.startswith("error: ") for line in errors)
     assert out.read_bytes() == before
+
+
+def test_the_command_without_early_stopping(label_file: str, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, plots = tmp_path / "si.model", tmp_path / "plots"
+    command = ["train", label_file, "--out", str(out), "--hidden", "3", "2", "--epochs", "1", "--iterations", "40"]
+    assert main([*command, "--no-early-stopping", "--plots", str(plots)]) == 0
+    assert "validation" not in "".join(capsys.readouterr())
+    card = json.loads((tmp_path / "si.model.json").read_text())
+    assert card["split"]["validation"] == []
+    assert card["members"][0]["validation_loss"] is None
+    assert card["errors"]["train"][-1]["n_rows"] + len(card["split"]["test"]) == 20
+    assert (plots / "history.png").stat().st_size > 0
 
 
 def test_functions_of_a_basis_file(label_file: str, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
