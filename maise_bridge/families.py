@@ -49,12 +49,13 @@ def crystal_features(structures: Sequence[Atoms], basis: Basis, species: Sequenc
 
 
 def find_families(
-    features: np.ndarray, n_atoms: np.ndarray, tags: Sequence[str], *, threshold: float = 0.03
+    features: np.ndarray, n_atoms: np.ndarray, tags: Sequence[str], *, threshold: float = 0.08
 ) -> np.ndarray:
     """Number the families of structures, shape (n,).
 
     Structures belong together if (a) their tags name the same parent (`ev_X`, `rattle_X`), (b) their features
-    differ by less than `threshold` standard deviations (root mean square over inputs), or (c) one is tagged as
+    differ by less than `threshold` (root mean square over inputs, each in units of half the width that holds the
+    middle 68 % of the structures, so that a few odd ones change nothing for the others), or (c) one is tagged as
     rattled without naming its parent and the other is the nearest one of as many atoms.
 
     Parameters
@@ -66,7 +67,8 @@ def find_families(
     threshold : float
     """
     n = len(features)
-    spread = features.std(0)
+    low, high = np.percentile(features, [16.0, 84.0], axis=0)
+    spread = np.where(high > low, (high - low) / 2, features.std(0))
     distance = cdist(*(2 * [features / np.where(spread > 0, spread, 1.0)])) / np.sqrt(features.shape[1])
     links = [np.argwhere(np.triu(distance < threshold, 1))]
     parents: dict[str, int] = {}

@@ -137,7 +137,7 @@ def split_labels(
     seed: int,
     keep: Sequence[str] = (),
     fold: tuple[int, int] | None = None,
-    threshold: float = 0.03,
+    threshold: float = 0.08,
 ) -> Split:
     """Split labels by family, also into one of several disjoint test sets (`fold`).
 

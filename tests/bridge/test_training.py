@@ -155,6 +155,15 @@ def test_split_never_separates_a_family(labels: Labels) -> None:
     assert [len(set(families[4 * k : 4 * k + 2])) for k in range(5)] == [1] * 5
 
 
+def test_odd_structures_do_not_make_families_of_the_others() -> None:
+    rng = np.random.default_rng(0)
+    crystals = rng.normal(size=(50, 51))
+    crystals = np.concatenate([crystals, crystals + 1e-3])  # each twice
+    odd = 1e4 * rng.normal(size=(10, 51))
+    families = find_families(np.concatenate([crystals, odd]), np.full(110, 2), [""] * 110)
+    np.testing.assert_array_equal(families, [*range(50), *range(50), *range(50, 60)])
+
+
 def test_kept_rows_are_not_held_out() -> None:
     families = np.repeat(np.arange(20), 2)
     keep = np.zeros(40, dtype=bool)
