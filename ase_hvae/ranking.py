@@ -58,28 +58,29 @@ def format_table(candidates: Sequence[Candidate], *, n_more: int = 0) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float | None, digits: int, scale: float = 1.0) -> str:
-    return "-" if value is None else f"{scale * value:.{digits}f}"
+def format_number(value: float | None, digits: int, scale: float = 1.0) -> str:
+    """Return `scale` times a number with so many decimals, never ``-0.0``; a dash for None."""
+    return "-" if value is None else f"{scale * value:z.{digits}f}"
 
 
 def _modulus(candidate: Candidate, value: float | None) -> str:
-    return "unstable" if candidate.mechanically_stable is False else _number(value, 0, 1.0 / units.GPa)
+    return "unstable" if candidate.mechanically_stable is False else format_number(value, 0, 1.0 / units.GPa)
 
 
 COLUMNS: dict[str, Callable[[Candidate], str]] = {
     "id": lambda c: str(c.index),
     "parent": lambda c: "-" if c.parent is None else str(c.parent),
-    "dE meV/atom": lambda c: _number(c.energy_above, 1, 1000.0),
+    "dE meV/atom": lambda c: format_number(c.energy_above, 1, 1000.0),
     "space group before": lambda c: f"{c.symbol_initial} ({c.spacegroup_initial})",
     "after": lambda c: f"{c.symbol} ({c.spacegroup})",
     "atoms": lambda c: str(len(c.atoms)),
-    "g/cm3": lambda c: _number(c.density, 3),
-    "r replica": lambda c: _number(c.pearson_replica, 3),
-    "r known": lambda c: _number(c.pearson_known, 3),
+    "g/cm3": lambda c: format_number(c.density, 3),
+    "r replica": lambda c: format_number(c.pearson_replica, 3),
+    "r known": lambda c: format_number(c.pearson_known, 3),
     "known": lambda c: c.known or "-",
     "phonons": lambda c: c.verdict,
-    "ZPE meV/atom": lambda c: _number(c.zero_point_energy, 1, 1000.0),
-    "F meV/atom": lambda c: _number(c.harmonic_free_energy, 1, 1000.0),
+    "ZPE meV/atom": lambda c: format_number(c.zero_point_energy, 1, 1000.0),
+    "F meV/atom": lambda c: format_number(c.harmonic_free_energy, 1, 1000.0),
     "B GPa": lambda c: _modulus(c, c.bulk_modulus),
     "G GPa": lambda c: _modulus(c, c.shear_modulus),
 }

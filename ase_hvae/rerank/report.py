@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import kendalltau
 
+from ase_hvae.ranking import format_number
 from ase_hvae.rerank.run import RerankResult
 from ase_hvae.rerank.store import Reranked
 
@@ -76,11 +77,11 @@ def format_report(result: RerankResult) -> str:
     lines = [header]
     for number, (row, place) in enumerate(zip(result.rows, places, strict=True), start=1):
         difference = None if row.energy_above is None else row.energy_above_run - row.energy_above
-        energies = [_number(value, 1, 1000.0) for value in (row.energy_above_run, row.energy_above, difference)]
+        energies = [format_number(value, 1, 1000.0) for value in (row.energy_above_run, row.energy_above, difference)]
         words = [row.spacegroup_run, row.spacegroup, row.became, row.failure]
         texts = ["-" if word is None else str(word) for word in words]
         shown = [str(number), "-" if place is None else str(place), str(row.candidate)]
-        lines.append([*shown, *energies, _number(row.volume_change, 2, 100.0), *texts])
+        lines.append([*shown, *energies, format_number(row.volume_change, 2, 100.0), *texts])
     kept = [column for column in zip(*lines, strict=True) if set(column[1:]) != {"-"}]
     widths = [max(map(len, column)) for column in kept]
     rows = zip(*kept, strict=True)
@@ -91,12 +92,13 @@ def format_report(result: RerankResult) -> str:
             *table,
             "",
             f"dE run: meV/atom above {result.reference.name} by {result.record_run}; dE: by {result.record}, {second}",
-            f"{agreement.n} candidates by both, {failed} failed; Kendall tau {_number(agreement.kendall_tau, 3)} "
+            f"{agreement.n} candidates by both, {failed} failed; Kendall tau {format_number(agreement.kendall_tau, 3)} "
             f"(n = {agreement.n})",
-            f"dE run - dE: mean {_number(agreement.mean_error, 1, 1000.0)}, RMS "
-            f"{_number(agreement.rms_error, 1, 1000.0)}, largest {_number(agreement.max_error, 1, 1000.0)} meV/atom"
+            f"dE run - dE: mean {format_number(agreement.mean_error, 1, 1000.0)}, RMS "
+            f"{format_number(agreement.rms_error, 1, 1000.0)}, largest "
+            f"{format_number(agreement.max_error, 1, 1000.0)} meV/atom"
             + ("" if agreement.max_candidate is None else f" (candidate {agreement.max_candidate})"),
-            f"forces at the minima of the run: RMS difference {_number(agreement.force_rmse, 4)} eV/Å "
+            f"forces at the minima of the run: RMS difference {format_number(agreement.force_rmse, 4)} eV/Å "
             f"({agreement.n_force_components} components)",
             f"results in {result.database}, labels for a fit in {result.labels}",
         ]
@@ -112,7 +114,3 @@ def _places(rows: Sequence[Reranked]) -> list[int | None]:
 
 def _rms(values: np.ndarray) -> float | None:
     return float(np.sqrt(np.mean(values**2))) if len(values) else None
-
-
-def _number(value: float | None, digits: int, scale: float = 1.0) -> str:
-    return "-" if value is None else f"{scale * value:.{digits}f}"

@@ -219,6 +219,7 @@ def test_table_shows_energies_in_mev_and_missing_values():
     assert "not checked" in table[3]
     assert "9.047" in table[2]  # 63.546 amu in 3.6^3 / 4 Å^3
     assert "1 more" in format_table([make_ranked(7)], n_more=1)
+    assert format_table([make_ranked(7, energy_above=-1e-9)]).splitlines()[2].split()[2] == "0.0"
 
 
 def test_a_run_has_one_program_and_a_killed_one_leaves_no_lock(tmp_path):
