@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/quality_learning.py [LABELS] [--folds 0 2] [--draws 1]
 
-The recipe is that of the shipped networks, read from their cards, with the held-out and validation rows of each fold as
-they are. Each draw puts the families of the training rows in a random order; 1/8, 1/4, 1/2 and all of the rows are
-fitted, parts are nested and no family is cut. A power law error = a n^-b is fitted to each fold and draw, and solved
-for the number of rows at which it meets the target. Each finished fit is written to --out; the same line goes on from
-there. Prints Markdown and writes benchmarks/results/quality_learning.json and, with matplotlib, .png.
+The recipe is that of the shipped networks, read from their cards, with the held-out rows of each fold as they are.
+Each draw puts the families of the training rows in a random order; 1/8, 1/4, 1/2 and all of the rows are fitted, parts
+are nested and no family is cut. A power law error = a n^-b is fitted to each fold and draw, and solved for the number
+of rows at which it meets the target. Each finished fit is written to --out; the same line goes on from there. Prints
+Markdown and writes benchmarks/results/quality_learning.json and, with matplotlib, .png.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def shipped_recipe(fold: int) -> Recipe:
         energy_window=card["energy_window"],
         near_tolerance=card["near_tolerance"],
         tag_weights=tuple((pattern, factor) for pattern, factor in card["tag_weights"]),
+        early_stopping=card["early_stopping"],
     )
 
 
@@ -113,7 +114,9 @@ def measure(rows: Rows, fold: int, share: float, draw: int) -> dict[str, Any]:
     """Errors of one fit on held-out and training rows."""
     labels = rows.labels
     recipe = shipped_recipe(fold)
-    split = split_labels(labels, seed=recipe.split_seed, keep=recipe.keep, fold=recipe.fold)
+    split = split_labels(
+        labels, seed=recipe.split_seed, keep=recipe.keep, fold=recipe.fold, validate=recipe.early_stopping
+    )
     rng = np.random.default_rng(np.random.SeedSequence(draw, spawn_key=(1, fold)))
     chosen = nested_part(split.train, rows.families, share, rng)
     start = time.process_time()

@@ -138,11 +138,13 @@ def split_labels(
     keep: Sequence[str] = (),
     fold: tuple[int, int] | None = None,
     threshold: float = 0.08,
+    validate: bool = True,
 ) -> Split:
     """Split labels by family, also into one of several disjoint test sets (`fold`).
 
     Families with a row whose tag matches one of the patterns `keep`, or that is for training only (``labels.uses``),
-    are not held out; rows that are for test only are, and their families with them.
+    are not held out; rows that are for test only are, and their families with them. Without `validate` the rows that
+    would validate are trained on.
     """
     features = crystal_features(labels.structures, standard_basis(51), labels.species)
     families = find_families(features, labels.n_atoms, labels.tags, threshold=threshold)
@@ -159,7 +161,10 @@ def split_labels(
         families[others], keep=(kept | (labels.uses == 2))[others], fold=fold, rng=np.random.default_rng(seed)
     )
     test = np.sort(np.concatenate([others[split.test], np.flatnonzero(tested)]))
-    return Split(train=others[split.train], validation=others[split.validation], test=test)
+    train, validation = others[split.train], others[split.validation]
+    if not validate:
+        train, validation = np.union1d(train, validation), validation[:0]
+    return Split(train=train, validation=validation, test=test)
 
 
 def fit(
@@ -207,9 +212,9 @@ def fit(
     kept = [_sha256(path) for path in recipe.frozen]
     content = [asdict(recipe), hashes, kept, basis and basis.text]
     checkpoint = Checkpoint.open(f"{out}.checkpoint", content, overwrite=overwrite)
-    split = split_labels(labels, seed=recipe.split_seed, keep=recipe.keep, fold=recipe.fold)
-    if not recipe.early_stopping:
-        split = Split(np.union1d(split.train, split.validation), split.validation[:0], split.test)
+    split = split_labels(
+        labels, seed=recipe.split_seed, keep=recipe.keep, fold=recipe.fold, validate=recipe.early_stopping
+    )
     data = prepare(labels, split, basis=basis, like_maise=recipe.maise is not None, frozen=frozen)
     logger.info("tables of derivatives: %.0f MB", data.n_bytes / 1e6)
     results = [_train_member(data, recipe, member, checkpoint, watch) for member in range(recipe.n_members)]
