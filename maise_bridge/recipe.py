@@ -200,11 +200,13 @@ def fit(
     ReadError
         If the basis file is wrong.
     ValueError
-        If there are too few families, `out` is there, or a checkpoint is of another fit.
+        If there are too few families, `out` is there or its folder is not, or a checkpoint is of another fit.
     """
     start = time.perf_counter()
     if Path(out).exists() and not overwrite:
         raise ValueError(f"{out} exists; pass --overwrite to replace it")
+    if not Path(out).parent.is_dir():
+        raise ValueError(f"{out}: there is no folder {Path(out).parent}; make it first")
     frozen = freeze_models([read_network(path) for path in recipe.frozen]) if recipe.frozen else None
     basis = None if recipe.basis is None else read_basis(recipe.basis)
     labels = read_labels(label_files, filters=recipe.filters)

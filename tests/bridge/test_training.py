@@ -358,8 +358,10 @@ def test_command_line(label_file: str, tmp_path, capsys: pytest.CaptureFixture[s
     assert main(["evaluate", str(out), str(tmp_path / "nowhere.extxyz")]) == 2
     assert main([*command, "--overwrite", "--tag-weight", "dia"]) == 2
     assert main([*command, "--overwrite", "--members", "0"]) == 2
+    assert main(["train", label_file, "--out", str(tmp_path / "nowhere" / "si.model")]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 4
+    assert len(errors) == 5
+    assert "there is no folder" in errors[-1]
     assert all(line.startswith("error: ") for line in errors)
     assert out.read_bytes() == before
 
