@@ -29,7 +29,7 @@ from maise_bridge.evaluation import Residuals, residuals
 from maise_bridge.families import Split, crystal_features, find_families
 from maise_bridge.objective import Table, compute_tables
 from maise_bridge.preparation import prepare
-from maise_bridge.recipe import Recipe, split_labels
+from maise_bridge.recipe import Recipe
 from maise_bridge.training import train
 
 ROOT = Path(__file__).parents[1]
@@ -114,9 +114,7 @@ def measure(rows: Rows, fold: int, share: float, draw: int) -> dict[str, Any]:
     """Errors of one fit on held-out and training rows."""
     labels = rows.labels
     recipe = shipped_recipe(fold)
-    split = split_labels(
-        labels, seed=recipe.split_seed, keep=recipe.keep, fold=recipe.fold, validate=recipe.early_stopping
-    )
+    split = recipe.split(labels)
     rng = np.random.default_rng(np.random.SeedSequence(draw, spawn_key=(1, fold)))
     chosen = nested_part(split.train, rows.families, share, rng)
     start = time.process_time()

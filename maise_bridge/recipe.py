@@ -25,6 +25,7 @@ from maise_bridge.families import Split, crystal_features, find_families, split_
 from maise_bridge.filters import Filters
 from maise_bridge.model_file import MaiseModel, read_network, write_model
 from maise_bridge.objective import MaiseObjective, ObjectiveSettings
+from maise_bridge.out_file import check_out_file
 from maise_bridge.potential import MaisePotential
 from maise_bridge.preparation import TrainingData, prepare
 from maise_bridge.stratified import freeze_models
@@ -90,6 +91,10 @@ class Recipe:
         if self.maise is not None and self.seed < 1:
             raise ValueError(f"seed is {self.seed}; MAISE's objective takes its random numbers from a positive seed")
         self.settings(0)
+
+    def split(self, labels: Labels) -> Split:
+        """Return the rows to train on, to validate by and to hold out."""
+        return split_labels(labels, seed=self.split_seed, keep=self.keep, fold=self.fold, validate=self.early_stopping)
 
     def settings(self, member: int) -> TrainingSettings:
         """Return the settings of one member."""
@@ -203,10 +208,7 @@ def fit(
         If there are too few families, `out` is there or its folder is not, or a checkpoint is of another fit.
     """
     start = time.perf_counter()
-    if Path(out).exists() and not overwrite:
-        raise ValueError(f"{out} exists; pass --overwrite to replace it")
-    if not Path(out).parent.is_dir():
-        raise ValueError(f"{out}: there is no folder {Path(out).parent}; make it first")
+    check_out_file(Path(out), overwrite=overwrite)
     frozen = freeze_models([read_network(path) for path in recipe.frozen]) if recipe.frozen else None
     basis = None if recipe.basis is None else read_basis(recipe.basis)
     labels = read_labels(label_files, filters=recipe.filters)
@@ -214,9 +216,7 @@ def fit(
     kept = [_sha256(path) for path in recipe.frozen]
     content = [asdict(recipe), hashes, kept, basis and basis.text]
     checkpoint = Checkpoint.open(f"{out}.checkpoint", content, overwrite=overwrite)
-    split = split_labels(
-        labels, seed=recipe.split_seed, keep=recipe.keep, fold=recipe.fold, validate=recipe.early_stopping
-    )
+    split = recipe.split(labels)
     data = prepare(labels, split, basis=basis, like_maise=recipe.maise is not None, frozen=frozen)
     logger.info("tables of derivatives: %.0f MB", data.n_bytes / 1e6)
     results = [_train_member(data, recipe, member, checkpoint, watch) for member in range(recipe.n_members)]
@@ -233,7 +233,7 @@ def fit(
         "members": [
             {
                 "seed": recipe.seed + member,
-                "validation_loss": result.validation_loss if recipe.early_stopping else None,
+                "validation_loss": _plain(result.validation_loss),
                 "test": _errors(result.model, labels, split.test),
             }
             for member, result in enumerate(results)
@@ -273,7 +273,7 @@ def hash_labels(path: str | Path) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The same without infinities, which JSON does not have."""
+    """The same with None for numbers that are not finite, which JSON does not have."""
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -292,10 +292,7 @@ def _errors(model: MaiseModel, labels: Labels, rows: np.ndarray) -> list[dict[st
     chosen = labels.select(rows)
     found = residuals(MaisePotential(model, core_repulsion=False), chosen)
     lowest = float(labels.energies_per_atom.min())
-    return [
-        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
-        for row in (window.as_dict() for window in window_errors(found, chosen, lowest=lowest))
-    ]
+    return [_plain(window.as_dict()) for window in window_errors(found, chosen, lowest=lowest)]
 
 
 def _header(labels: Labels, split: Split, errors: Mapping[str, Sequence[Mapping[str, float | None]]]) -> dict[str, str]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from ase import Atoms
 
+from maise_bridge.out_file import check_out_file
+
 if TYPE_CHECKING:
     from maise_bridge.calculator import MaiseCalculator
 
@@ -150,11 +152,7 @@ def check_output(path: Path, *, overwrite: bool, n_structures: int | None = None
     """
     from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
-    if path.is_dir() or (path.exists() and not overwrite):
-        remedy = "is a folder; name a file" if path.is_dir() else "exists; pass --overwrite to replace it"
-        raise ValueError(f"{path} {remedy}")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
+    check_out_file(path, overwrite=overwrite)
     if n_structures is None:
         return ""
     try:
