@@ -11,6 +11,7 @@ import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Self
@@ -19,6 +20,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from ase_hvae.executors.protocol import Lost, stream
 
+MOST_BREAKS = 3  # of the pool, one after the other without a result between
 _target: Any = None
 
 
@@ -38,7 +40,10 @@ class ProcessExecutor:
     def __init__(self, make: Callable[[], Any], n_workers: int, *, time_limit: float = 0.0) -> None:
         self.n_workers = n_workers
         self.time_limit = time_limit
-        self._pool = ProcessPool(n_workers, context=_Spawn(), initializer=_start, initargs=[make])
+        self._open = functools.partial(ProcessPool, n_workers, context=_Spawn(), initializer=_start, initargs=[make])
+        self._pool = self._open()
+        self._calls: dict[Future[Any], tuple[ProcessPool, str, Any]] = {}
+        self._n_breaks = 0
 
     def map(self, task: str, arguments: Iterable[Any], *, ordered: bool = False) -> Iterator[tuple[Any, Any]]:
         """See :class:`ase_hvae.executors.protocol.Executor`."""
@@ -46,22 +51,49 @@ class ProcessExecutor:
         yield from stream(submit, self._collect, arguments, ahead=2 * self.n_workers, ordered=ordered)
 
     def _submit(self, task: str, argument: Any) -> Future[Any]:
+        schedule = functools.partial(self._schedule, task, argument)
+        try:
+            future = schedule()
+        except RuntimeError:  # the pool broke while nobody waited for a call
+            self._replace_pool()
+            future = schedule()
+        self._calls[future] = self._pool, task, argument
+        return future
+
+    def _schedule(self, task: str, argument: Any) -> Future[Any]:
         return self._pool.schedule(_run, args=[task, argument], timeout=self.time_limit or None)
 
     def _collect(self, future: Future[Any]) -> Any:
+        pool, task, argument = self._calls.pop(future)
         try:
-            return future.result()
+            result = future.result()
         except TimeoutError:
-            return Lost(f"no result after {self.time_limit:g} s")
+            result = Lost(f"no result after {self.time_limit:g} s")
         except ProcessExpired as error:
-            return Lost(f"its worker process ended with {_cause(error.exitcode)}")
+            result = Lost(f"its worker process ended with {_cause(error.exitcode)}")
+        except BrokenProcessPool:  # pebble gives up all calls if a worker ends before it has told which one it has
+            if pool is self._pool:
+                if self._n_breaks == MOST_BREAKS:
+                    raise
+                self._n_breaks += 1
+                self._replace_pool()
+            return self._collect(self._submit(task, argument))
+        self._n_breaks = 0
+        return result
+
+    def _replace_pool(self) -> None:
+        self._close()
+        self._pool = self._open()
+
+    def _close(self) -> None:
+        self._pool.stop()
+        self._pool.join()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.stop()
-        self._pool.join()
+        self._close()
 
 
 class _Process(SpawnProcess):

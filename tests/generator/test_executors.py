@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -28,6 +29,10 @@ class Task:
     def fail(self, value):
         """A bug."""
         raise ZeroDivisionError(value)
+
+    def process(self, value):
+        """The number of the process."""
+        return os.getpid()
 
     def break_at_three(self, value):
         """A segmentation fault in a library."""
@@ -84,6 +89,23 @@ def test_a_crash_or_an_endless_loop_loses_one_call():
             with pytest.raises(AssertionError, match=words):
                 raise AssertionError(results[3].reason)
         assert dict(executor.map("scale", [5])) == {5: 15}
+
+
+@pytest.mark.parametrize("n_killed", [1, 2])
+def test_workers_that_are_killed_while_idle_are_replaced(n_killed):
+    with executors("processes") as executor:
+        workers = {pid for _, pid in executor.map("process", range(40))}
+        for pid in sorted(workers)[:n_killed]:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(1.0)
+        assert dict(executor.map("scale", range(6))) == {number: 3 * number for number in range(6)}
+        os.kill(next(pid for _, pid in executor.map("process", [0])), signal.SIGKILL)
+        assert dict(executor.map("scale", range(6))) == {number: 3 * number for number in range(6)}
+
+
+def test_workers_that_cannot_begin_are_an_error():
+    with ProcessExecutor(functools.partial(os._exit, 1), 1) as executor, pytest.raises(BrokenProcessPool):
+        list(executor.map("scale", [1]))
 
 
 def test_dask_tries_elsewhere_what_a_killed_worker_had(dask):
