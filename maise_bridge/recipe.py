@@ -52,6 +52,8 @@ class Recipe:
         Which of how many disjoint test sets to hold out; see :func:`maise_bridge.families.split_families`.
     keep : tuple of str
         Shell patterns of tags; families with such a row are not held out.
+    auxiliary : tuple of str
+        Shell patterns of tags; such rows train and are no relatives of others, as labels of a cheaper method.
     filters : Filters
         Rows to leave out.
     maise : MaiseObjective, optional
@@ -71,6 +73,7 @@ class Recipe:
     split_seed: int = 0
     fold: tuple[int, int] | None = None
     keep: tuple[str, ...] = ()
+    auxiliary: tuple[str, ...] = ()
     n_lbfgs: int = 2000
     n_epochs: int = 20
     weight_decay: float = 0.3
@@ -94,7 +97,13 @@ class Recipe:
 
     def split(self, labels: Labels) -> Split:
         """Return the rows to train on, to validate by and to hold out."""
-        return split_labels(labels, seed=self.split_seed, keep=self.keep, fold=self.fold, validate=self.early_stopping)
+        auxiliary = _matching(labels.tags, self.auxiliary)
+        own = np.flatnonzero(~auxiliary)
+        split = split_labels(
+            labels.select(own), seed=self.split_seed, keep=self.keep, fold=self.fold, validate=self.early_stopping
+        )
+        train = np.union1d(own[split.train], np.flatnonzero(auxiliary))
+        return Split(train=train, validation=own[split.validation], test=own[split.test])
 
     def settings(self, member: int) -> TrainingSettings:
         """Return the settings of one member."""
@@ -153,7 +162,7 @@ def split_labels(
     """
     features = crystal_features(labels.structures, standard_basis(51), labels.species)
     families = find_families(features, labels.n_atoms, labels.tags, threshold=threshold)
-    kept = np.array([any(fnmatchcase(tag, pattern) for pattern in keep) for tag in labels.tags])
+    kept = _matching(labels.tags, keep)
     tested = np.isin(families, families[labels.uses == 3])
     contradicting = np.flatnonzero(tested & (kept | (labels.uses == 2)))
     if len(contradicting):
@@ -170,6 +179,11 @@ def split_labels(
     if not validate:
         train, validation = np.union1d(train, validation), validation[:0]
     return Split(train=train, validation=validation, test=test)
+
+
+def _matching(tags: Sequence[str], patterns: Sequence[str]) -> np.ndarray:
+    """Which tags match one of the shell patterns, (n,)."""
+    return np.array([any(fnmatchcase(tag, pattern) for pattern in patterns) for tag in tags], dtype=bool)
 
 
 def fit(

@@ -41,6 +41,8 @@ def _add_fit(add: Callable) -> None:
     add("--split-seed", type=int, default=0, help="of the split by family [0]")
     add("--fold", metavar="I/N", help="hold out test set I, from 0, of N that share no family, instead of an eighth")
     add("--keep", action="append", default=[], metavar="PATTERN", help="config_types whose families are not held out")
+    auxiliary_help = "config_types of rows to train on that the split passes over, as labels of a cheaper method"
+    add("--auxiliary", action="append", default=[], metavar="PATTERN", help=auxiliary_help)
     add("--iterations", type=int, default=2000, help="most iterations of L-BFGS [2000]")
     end_help = "run all iterations and keep the last weights; rows that would validate are trained on, too"
     add("--no-early-stopping", action="store_true", help=end_help)
@@ -115,6 +117,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         split_seed=options.split_seed,
         fold=None if options.fold is None else _fold(options.fold),
         keep=tuple(options.keep),
+        auxiliary=tuple(options.auxiliary),
         n_lbfgs=options.iterations,
         early_stopping=not options.no_early_stopping,
         n_epochs=options.epochs,

@@ -29,6 +29,7 @@ from maise_bridge.families import Split, crystal_features, find_families, split_
 from maise_bridge.network import Whitening
 from maise_bridge.objective import ObjectiveSettings, compute_tables, make_batches, objective
 from maise_bridge.preparation import prepare
+from maise_bridge.recipe import Recipe
 from maise_bridge.training import TrainingSettings, make_networks, train
 
 PARENTS = ("diamond", "fcc", "bcc", "sc", "hcp")
@@ -153,6 +154,17 @@ def test_split_never_separates_a_family(labels: Labels) -> None:
             assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
             assert sum(len(part) for part in (split.train, split.validation, split.test)) == len(labels)
     assert [len(set(families[4 * k : 4 * k + 2])) for k in range(5)] == [1] * 5
+
+
+def test_auxiliary_rows_train_and_change_no_split(labels: Labels) -> None:
+    without, extra = Recipe(fold=(1, 3)), np.arange(5, 12)
+    tags = tuple("taught" if row >= len(labels) else tag for row, tag in enumerate(labels.tags + labels.tags[5:12]))
+    both = replace(labels.select([*range(len(labels)), *extra]), tags=tags)
+    split, own = replace(without, auxiliary=("taught*",)).split(both), without.split(labels)
+    np.testing.assert_array_equal(split.train, [*own.train, *range(len(labels), len(both))])
+    np.testing.assert_array_equal(split.validation, own.validation)
+    np.testing.assert_array_equal(split.test, own.test)
+    assert len(without.split(both).train) < len(split.train)  # as relatives they would be held out, too
 
 
 def test_odd_structures_do_not_make_families_of_the_others() -> None:
