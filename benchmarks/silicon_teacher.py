@@ -167,31 +167,51 @@ def errors(model: Any, rows: Sequence[Any], shift: float, window: float) -> str:
     return f"{spread:.1f} ({mean:.1f}) meV/atom, {np.sqrt((off**2).mean()):.3f} eV/Å of {len(chosen)} rows"
 
 
+def held_out(fold: int | None) -> set[int]:
+    """Positions of the labels that a network of the committee was not fitted to."""
+    if fold is None:
+        return set()
+    card = json.loads((MODELS / f"silicon_{fold}.model.json").read_text())
+    places = (re.search(rf"{LABELS.name}, structure (\d+)", source) for source in card["split"]["test"])
+    return {int(place[1]) for place in places if place}
+
+
 def tune(options: argparse.Namespace) -> None:
     """Fit SevenNet-0 to the shipped labels."""
-    from torch_geometric.loader import DataLoader
-
-    rows, later = read(LABELS, ":"), read(LATER, ":")
+    rows, held = read(LABELS, ":"), held_out(options.fold)
     lowest = min(map(energy_of, rows))
-    held: set[int] = set()
-    if options.fold is not None:
-        card = json.loads((MODELS / f"silicon_{options.fold}.model.json").read_text())
-        held = {int(re.search(r"structure (\d+)", source)[1]) for source in card["split"]["test"]}  # type: ignore[index]
     sound = [energy_of(a) - lowest < HIGHEST and np.abs(a.get_forces()).max() < LARGEST_FORCE for a in rows]
     fitted = graphs([rows[i] for i in range(len(rows)) if sound[i] and i not in held], lowest)
-    tests = {"held out": graphs([rows[i] for i in sorted(held)], lowest), "later minima": graphs(later, lowest)}
+    tests = {
+        "held out": graphs([rows[i] for i in sorted(held)], lowest),
+        "later minima": graphs(read(LATER, ":"), lowest),
+    }
     model = universal()
     energies, _, _ = predict(model, fitted[:200])
     shift = float(np.median([float(row["label_energy"][0]) for row in fitted[:200]] - energies))
-    mean = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=0.0)
-    n_steps, step, start = options.epochs * math.ceil(len(fitted) / BATCH), 0, time.time()
+    start = time.time()
     print(f"{len(fitted)} rows to fit")
-    for epoch in range(options.epochs):
+    for epoch, mean in enumerate(epochs(model, fitted, shift, options.epochs, options.rate)):
+        print(f"epoch {epoch + 1} of {options.epochs}, {time.time() - start:.0f} s")
+        for name, chosen in tests.items():
+            for window in (0.5, 1.0):
+                print(f"  {name}, up to {window} eV/atom: {errors(mean, chosen, shift, window)}", flush=True)
+        fit = {key: value.detach() for key, value in mean.named_parameters()}
+        torch.save({"state": fit, "shift": float(shift + lowest), "lowest": float(lowest)}, options.out)
+
+
+def epochs(model: Any, fitted: Sequence[Any], shift: float, n_epochs: int, highest_rate: float) -> Iterator[Any]:
+    """Fit the weights by Adam, the rate falling as a cosine; the running mean of the weights after each epoch."""
+    from torch_geometric.loader import DataLoader
+
+    mean = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=highest_rate, weight_decay=0.0)
+    n_steps, step = n_epochs * math.ceil(len(fitted) / BATCH), 0
+    for epoch in range(n_epochs):
         model.train()
         torch.manual_seed(epoch)
-        for batch in DataLoader(fitted, batch_size=BATCH, shuffle=True):
-            rate = options.rate * min(1, step / 50) * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+        for batch in DataLoader(list(fitted), batch_size=BATCH, shuffle=True):
+            rate = highest_rate * min(1, step / 50) * 0.5 * (1 + math.cos(math.pi * step / n_steps))
             optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad()
             loss_of(model, batch, shift).backward()
@@ -202,12 +222,7 @@ def tune(options: argparse.Namespace) -> None:
             with torch.no_grad():
                 for old, new in zip(mean.parameters(), model.parameters(), strict=True):
                     old.mul_(keep).add_(new, alpha=1 - keep)
-        print(f"epoch {epoch + 1} of {options.epochs}, {time.time() - start:.0f} s")
-        for name, chosen in tests.items():
-            for window in (0.5, 1.0):
-                print(f"  {name}, up to {window} eV/atom: {errors(mean, chosen, shift, window)}", flush=True)
-        fit = {key: value.detach() for key, value in mean.named_parameters()}
-        torch.save({"state": fit, "shift": float(shift + lowest), "lowest": float(lowest)}, options.out)
+        yield mean
 
 
 def label(options: argparse.Namespace) -> None:
