@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,8 @@ class Labels:
         What each row says of its origin, tables flattened with dots: `calculator`, `ecut`, `xc`, `program.gpaw`, ...
     uses : ndarray, shape (n,)
         1 for training and test, 2 for training only, 3 for test only.
+    auxiliary : ndarray, shape (n,)
+        Whether a row is by another method than the others and to train on only, no relative of others.
     removed : mapping
         How many rows each filter and the search for repeats left out.
     """
@@ -70,6 +73,7 @@ class Labels:
     categories: tuple[str, ...]
     records: tuple[Mapping[str, str], ...]
     uses: np.ndarray
+    auxiliary: np.ndarray
     removed: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -102,10 +106,13 @@ class Labels:
         return replace(self, **columns)
 
 
-def read_labels(paths: str | Path | Iterable[str | Path], *, filters: Filters | None = None) -> Labels:
+def read_labels(
+    paths: str | Path | Iterable[str | Path], *, filters: Filters | None = None, auxiliary: Sequence[str] = ()
+) -> Labels:
     """Read labelled structures and check them.
 
-    Repeated structures are kept once: of two k spacings the finer one, of one k spacing the first.
+    Repeated structures are kept once: of two k spacings the finer one, of one k spacing the first, and of an auxiliary
+    row and another the other.
 
     Parameters
     ----------
@@ -113,6 +120,8 @@ def read_labels(paths: str | Path | Iterable[str | Path], *, filters: Filters | 
         Files that ASE reads (extended XYZ, also gzipped) with energies and forces, or DEPO trees of MAISE.
     filters : Filters, optional
         What to leave out; nothing by default.
+    auxiliary : sequence of str
+        Shell patterns of tags; such rows are of another method, and all of one.
 
     Returns
     -------
@@ -123,7 +132,7 @@ def read_labels(paths: str | Path | Iterable[str | Path], *, filters: Filters | 
     LabelError
         If a file is missing or empty, or a row lacks energy or forces, is not finite, seems to be in other
         units, repeats an earlier structure with another energy, or records another program, functional or
-        cutoff than the others; file and index are named. If the filters leave nothing.
+        cutoff than the others; file and index are named. If the filters leave nothing, or all rows are auxiliary.
     """
     files = [paths] if isinstance(paths, str | Path) else list(paths)
     rows = [row for path in files for row in _read_file(Path(path))]
@@ -141,17 +150,26 @@ def read_labels(paths: str | Path | Iterable[str | Path], *, filters: Filters | 
         categories=columns.category,  # type: ignore[arg-type]
         records=columns.record,  # type: ignore[arg-type]
         uses=np.ones(len(rows), dtype=np.int64),
+        auxiliary=match_tags(columns.tag, auxiliary),
     )
+    if labels.auxiliary.all():
+        raise LabelError(f"all {len(rows)} rows are auxiliary ({', '.join(auxiliary)}); add the labels that they help")
     categories = _read_categories(files)
     filters = filters or Filters()
     labels = _filtered(labels, recorded_rows(labels, filters))
     _check_units(labels)
-    _check_methods(labels)
+    for group in (labels.auxiliary, ~labels.auxiliary):
+        _check_methods(labels.select(np.flatnonzero(group)))
     kept = _without_repeats(labels)
     labels = replace(labels.select(kept), removed={**labels.removed, "repeats": len(labels) - len(kept)})
     labels = _filtered(labels, physical_rows(labels, filters, categories))
     uses = [categories.get(name, Category()).use for name in labels.categories]
     return replace(labels, uses=np.array(uses, dtype=np.int64))
+
+
+def match_tags(tags: Sequence[str], patterns: Sequence[str]) -> np.ndarray:
+    """Which tags match one of some shell patterns, (n,)."""
+    return np.array([any(fnmatchcase(tag, pattern) for pattern in patterns) for tag in tags], dtype=bool)
 
 
 class _Row(NamedTuple):
@@ -311,7 +329,8 @@ def _check_units(labels: Labels) -> None:
 def _without_repeats(labels: Labels) -> list[int]:
     """Rows to keep; raises on contradictions."""
     seen: dict[bytes, int] = {}
-    for row, atoms in enumerate(labels.structures):
+    for row in map(int, np.argsort(labels.auxiliary, kind="stable")):  # these after all others
+        atoms = labels.structures[row]
         cell, places = np.round(atoms.cell.array, 4), np.round(atoms.get_scaled_positions(), 4) % 1.0
         key = (cell + 0.0).tobytes() + (places + 0.0).tobytes() + atoms.numbers.tobytes()
         first = seen.setdefault(key, row)
@@ -319,11 +338,12 @@ def _without_repeats(labels: Labels) -> list[int]:
             continue
         same = labels.spacings[first] == labels.spacings[row] or np.isnan(labels.spacings[[first, row]]).all()
         gap = abs(labels.energies_per_atom[first] - labels.energies_per_atom[row])
-        if same and gap > _AGREEMENT:
+        of_one_method = labels.auxiliary[first] == labels.auxiliary[row]
+        if same and of_one_method and gap > _AGREEMENT:
             raise LabelError(
                 f"{labels.sources[row]}: repeats {labels.sources[first]} with an energy {gap:.4f} eV/atom away"
             )
         logger.info("%s repeats %s: one is left out", labels.sources[row], labels.sources[first])
-        if labels.spacings[row] < labels.spacings[first]:
+        if of_one_method and labels.spacings[row] < labels.spacings[first]:
             seen[key] = row
     return sorted(seen.values())

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from maise_bridge.basis import read_basis, standard_basis
 from maise_bridge.checkpoint import Checkpoint
 from maise_bridge.committee import merge_models
-from maise_bridge.dataset import Labels, read_labels
+from maise_bridge.dataset import Labels, match_tags, read_labels
 from maise_bridge.evaluation import residuals, window_errors
 from maise_bridge.families import Split, crystal_features, find_families, split_families
 from maise_bridge.filters import Filters
@@ -97,12 +96,11 @@ class Recipe:
 
     def split(self, labels: Labels) -> Split:
         """Return the rows to train on, to validate by and to hold out."""
-        auxiliary = _matching(labels.tags, self.auxiliary)
-        own = np.flatnonzero(~auxiliary)
+        own = np.flatnonzero(~labels.auxiliary)
         split = split_labels(
             labels.select(own), seed=self.split_seed, keep=self.keep, fold=self.fold, validate=self.early_stopping
         )
-        train = np.union1d(own[split.train], np.flatnonzero(auxiliary))
+        train = np.union1d(own[split.train], np.flatnonzero(labels.auxiliary))
         return Split(train=train, validation=own[split.validation], test=own[split.test])
 
     def settings(self, member: int) -> TrainingSettings:
@@ -162,7 +160,7 @@ def split_labels(
     """
     features = crystal_features(labels.structures, standard_basis(51), labels.species)
     families = find_families(features, labels.n_atoms, labels.tags, threshold=threshold)
-    kept = _matching(labels.tags, keep)
+    kept = match_tags(labels.tags, keep)
     tested = np.isin(families, families[labels.uses == 3])
     contradicting = np.flatnonzero(tested & (kept | (labels.uses == 2)))
     if len(contradicting):
@@ -179,11 +177,6 @@ def split_labels(
     if not validate:
         train, validation = np.union1d(train, validation), validation[:0]
     return Split(train=train, validation=validation, test=test)
-
-
-def _matching(tags: Sequence[str], patterns: Sequence[str]) -> np.ndarray:
-    """Which tags match one of the shell patterns, (n,)."""
-    return np.array([any(fnmatchcase(tag, pattern) for pattern in patterns) for tag in tags], dtype=bool)
 
 
 def fit(
@@ -225,7 +218,7 @@ def fit(
     check_out_file(Path(out), overwrite=overwrite)
     frozen = freeze_models([read_network(path) for path in recipe.frozen]) if recipe.frozen else None
     basis = None if recipe.basis is None else read_basis(recipe.basis)
-    labels = read_labels(label_files, filters=recipe.filters)
+    labels = read_labels(label_files, filters=recipe.filters, auxiliary=recipe.auxiliary)
     hashes = {Path(path).name: hash_labels(path) for path in label_files}
     kept = [_sha256(path) for path in recipe.frozen]
     content = [asdict(recipe), hashes, kept, basis and basis.text]

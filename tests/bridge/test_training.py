@@ -157,14 +157,34 @@ def test_split_never_separates_a_family(labels: Labels) -> None:
 
 
 def test_auxiliary_rows_train_and_change_no_split(labels: Labels) -> None:
-    without, extra = Recipe(fold=(1, 3)), np.arange(5, 12)
-    tags = tuple("taught" if row >= len(labels) else tag for row, tag in enumerate(labels.tags + labels.tags[5:12]))
-    both = replace(labels.select([*range(len(labels)), *extra]), tags=tags)
-    split, own = replace(without, auxiliary=("taught*",)).split(both), without.split(labels)
-    np.testing.assert_array_equal(split.train, [*own.train, *range(len(labels), len(both))])
+    recipe = Recipe(fold=(1, 3))
+    rows = np.array([*range(len(labels)), *range(5, 12)])  # the last are relatives of others
+    both, added = labels.select(rows), np.arange(len(rows)) >= len(labels)
+    split, own = recipe.split(replace(both, auxiliary=added)), recipe.split(labels)
+    np.testing.assert_array_equal(split.train, [*own.train, *np.flatnonzero(added)])
     np.testing.assert_array_equal(split.validation, own.validation)
     np.testing.assert_array_equal(split.test, own.test)
-    assert len(without.split(both).train) < len(split.train)  # as relatives they would be held out, too
+    assert len(recipe.split(both).train) < len(split.train)
+
+
+def test_auxiliary_rows_are_of_another_method(tmp_path) -> None:
+    own, taught = (labelled(bulk("Si"), name) for name in ("ev_diamond", "taught_diamond"))
+    taught.calc.results["energy"] += 0.1
+    others = [labelled(bulk("Si", a=a), "taught_other") for a in (5.3, 5.6)]
+    for atoms, calculator in ((own, "gpaw"), (taught, "teacher"), (others[0], "teacher"), (others[1], "teacher")):
+        atoms.info["settings"] = {"calculator": calculator}
+    write(tmp_path / "all.extxyz", [others[0], taught, own, others[1]], format="extxyz")
+    with pytest.raises(LabelError, match="recorded settings differ"):
+        read_labels(tmp_path / "all.extxyz")
+    labels = read_labels(tmp_path / "all.extxyz", auxiliary=("taught_*",))
+    assert labels.tags == ("taught_other", "ev_diamond", "taught_other")
+    assert labels.auxiliary.tolist() == [True, False, True]
+    with pytest.raises(LabelError, match=r"all 4 rows are auxiliary \(\*\); add the labels that they help"):
+        read_labels(tmp_path / "all.extxyz", auxiliary=("*",))
+    others[1].info["settings"] = {"calculator": "another"}
+    write(tmp_path / "all.extxyz", [own, *others], format="extxyz")
+    with pytest.raises(LabelError, match="recorded settings differ"):
+        read_labels(tmp_path / "all.extxyz", auxiliary=("taught_*",))
 
 
 def test_odd_structures_do_not_make_families_of_the_others() -> None:
