@@ -30,7 +30,6 @@ import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
-from ase.stress import full_3x3_to_voigt_6_stress
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "maise_bridge" / "models"
@@ -44,7 +43,7 @@ HIGHEST_TAUGHT = 2.0  # rows of the pool that are kept; eV/atom above the lowest
 SCALES = {"energy": 0.02, "forces": 0.2, "stress": 0.01}  # where the loss turns from squares to absolute values
 BATCH = 4
 AVERAGE = 0.99  # of the running mean of the weights
-VOIGT = (0, 1, 2, 0, 1, 2), (0, 1, 2, 1, 2, 0)  # order of sevenn's stresses, whose sign is that of the virial
+SEVENN = np.array([0, 1, 2, 5, 3, 4])  # ASE's stresses in sevenn's order (xx yy zz xy yz zx, sign of the virial)
 
 
 def draw_pool(n: int, seed: int) -> Iterator[Atoms]:
@@ -110,7 +109,7 @@ def graphs(rows: Sequence[Atoms], lowest: float) -> list[Any]:
             stress = atoms.calc.results.get("stress", np.full(6, np.nan))
             graph["label_energy"] = torch.tensor([energy_of(atoms) - lowest], dtype=torch.float32)
             graph["label_forces"] = torch.tensor(atoms.get_forces(), dtype=torch.float32)
-            graph["label_stress"] = torch.tensor(stress[None, [0, 1, 2, 5, 3, 4]], dtype=torch.float32)
+            graph["label_stress"] = torch.tensor(stress[None, SEVENN], dtype=torch.float32)
         result.append(graph)
     return result
 
@@ -136,7 +135,7 @@ def predict(model: Any, rows: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np
 
 def huber(values: torch.Tensor) -> torch.Tensor:
     """Half the square up to 1, linear beyond."""
-    return torch.where(values.abs() < 1, 0.5 * values**2, values.abs() - 0.5)
+    return torch.nn.functional.huber_loss(values, torch.zeros_like(values), reduction="none")
 
 
 def loss_of(model: Any, batch: Any, shift: float) -> torch.Tensor:
@@ -239,13 +238,11 @@ def label(options: argparse.Namespace) -> None:
             continue
         atoms = Atoms(row.numbers, cell=np.round(row.cell.array, 6), positions=np.round(row.positions, 5), pbc=True)
         atoms.info["config_type"] = f"taught_{row.info.get('config_type', 'known')}"
-        tensor = np.zeros((3, 3))
-        tensor[VOIGT] = tensor[VOIGT[::-1]] = stress
         atoms.calc = SinglePointCalculator(
             atoms,
             energy=round(float(energy + saved["shift"]) * len(atoms), 5),
             forces=np.round(own.astype(float), 4),
-            stress=np.round(full_3x3_to_voigt_6_stress(tensor), 6),
+            stress=np.round(stress[np.argsort(SEVENN)].astype(float), 6),
         )
         labels.append(atoms)
     write(options.out, labels, format="extxyz")

@@ -152,17 +152,17 @@ def read_labels(
         uses=np.ones(len(rows), dtype=np.int64),
         auxiliary=match_tags(columns.tag, auxiliary),
     )
-    if labels.auxiliary.all():
-        raise LabelError(f"all {len(rows)} rows are auxiliary ({', '.join(auxiliary)}); add the labels that they help")
     categories = _read_categories(files)
     filters = filters or Filters()
     labels = _filtered(labels, recorded_rows(labels, filters))
+    _check_auxiliary(labels, auxiliary)
     _check_units(labels)
     for group in (labels.auxiliary, ~labels.auxiliary):
         _check_methods(labels.select(np.flatnonzero(group)))
     kept = _without_repeats(labels)
     labels = replace(labels.select(kept), removed={**labels.removed, "repeats": len(labels) - len(kept)})
     labels = _filtered(labels, physical_rows(labels, filters, categories))
+    _check_auxiliary(labels, auxiliary)
     uses = [categories.get(name, Category()).use for name in labels.categories]
     return replace(labels, uses=np.array(uses, dtype=np.int64))
 
@@ -283,6 +283,12 @@ def _filtered(labels: Labels, masks: Sequence[tuple[str, np.ndarray]]) -> Labels
         counts = ", ".join(f"{name} {number}" for name, number in removed.items() if number)
         raise LabelError(f"filters leave none of {len(labels)} rows ({counts}); widen them")
     return replace(labels.select(np.flatnonzero(kept)), removed=removed)
+
+
+def _check_auxiliary(labels: Labels, patterns: Sequence[str]) -> None:
+    """Refuse rows none of which is there to be helped, whether none was given or the filters left none."""
+    if labels.auxiliary.all():
+        raise LabelError(f"all {len(labels)} rows are auxiliary ({', '.join(patterns)}); add the labels that they help")
 
 
 def _check_methods(labels: Labels) -> None:

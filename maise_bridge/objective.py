@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from maise_bridge.basis import Basis
-from maise_bridge.dataset import Labels
+from maise_bridge.dataset import Labels, match_tags
 from maise_bridge.inputs import species_indices
 from maise_bridge.maise_data import mark_atoms
 from maise_bridge.network import SpeciesNetworks, Whitening
@@ -149,7 +148,7 @@ def row_weights(labels: Labels, settings: ObjectiveSettings, above: np.ndarray) 
     """Weights of rows, and of their energies among them; both (n,)."""
     weights = 1.0 / (1.0 + (above / settings.energy_window) ** 2)
     for pattern, factor in settings.tag_weights:
-        weights = weights * np.array([factor if fnmatchcase(tag, pattern) else 1.0 for tag in labels.tags])
+        weights = weights * np.where(match_tags(labels.tags, (pattern,)), factor, 1.0)
     coarse = (labels.n_atoms > 2) & (np.nan_to_num(labels.spacings) >= settings.coarse_spacing)
     return weights, weights * np.where(coarse, settings.coarse_weight, 1.0)
 

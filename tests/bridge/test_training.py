@@ -26,6 +26,7 @@ from maise_bridge.committee import merge_models
 from maise_bridge.dataset import LabelError, Labels, read_labels
 from maise_bridge.evaluation import residuals, window_errors
 from maise_bridge.families import Split, crystal_features, find_families, split_families
+from maise_bridge.filters import Filters
 from maise_bridge.network import Whitening
 from maise_bridge.objective import ObjectiveSettings, compute_tables, make_batches, objective
 from maise_bridge.preparation import prepare
@@ -181,6 +182,10 @@ def test_auxiliary_rows_are_of_another_method(tmp_path) -> None:
     assert labels.auxiliary.tolist() == [True, False, True]
     with pytest.raises(LabelError, match=r"all 4 rows are auxiliary \(\*\); add the labels that they help"):
         read_labels(tmp_path / "all.extxyz", auxiliary=("*",))
+    with pytest.raises(LabelError, match="all 3 rows are auxiliary"):
+        read_labels(
+            tmp_path / "all.extxyz", auxiliary=("taught_*",), filters=Filters(only=(("calculator", "teacher"),))
+        )
     others[1].info["settings"] = {"calculator": "another"}
     write(tmp_path / "all.extxyz", [own, *others], format="extxyz")
     with pytest.raises(LabelError, match="recorded settings differ"):
