@@ -1,6 +1,7 @@
 """Compiled Levenberg-Marquardt descent of one crystal after another, in Wyckoff coordinates and symmetric strains.
 
 The loss is ``sum_r w (g - g*)^2 / sum_r w (g* - <g*>)^2`` plus squared overlaps of short distances plus a volume term.
+g(r) is that of the crystal or of each atom, the mean over whose losses is taken then.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Goal(NamedTuple):
         Shape (n_grid,): g(r) on the grid, channel after channel.
     weights : ndarray
         Shape (n_grid,): weights of the squared differences.
+    each_atom : bool
+        Whether each atom should have the target around it, instead of the crystal on average.
     min_distance : ndarray
         Shape (n_channels,): distances below this are pushed apart; Å.
     volume_per_atom : float
@@ -63,6 +66,7 @@ class Goal(NamedTuple):
     cutoff: float
     target: np.ndarray
     weights: np.ndarray
+    each_atom: bool
     min_distance: np.ndarray
     volume_per_atom: float
     free_volume: float
@@ -167,15 +171,20 @@ def pair_slopes(tables, t, space, model, pair, columns, slopes):
 
 
 @part
-def add_pairs(tables, t, space, n_pairs, goal, model):
+def add_pairs(tables, t, space, first_pair, last_pair, goal, model):
     """Set g(r) and its jacobian, add the overlaps to gradient and Gauss-Newton matrix; the loss of the overlaps."""
     n_channels = tables.pair_counts.shape[1]
     n_points = len(goal.target) // n_channels
+    for k in range(len(goal.target)):
+        model.rdf[k] = 0.0
+    for p in range(len(model.jacobian)):
+        for k in range(len(goal.target)):
+            model.jacobian[p, k] = 0.0
     rdfs = model.rdf.reshape(n_channels, n_points)
     jacobians = model.jacobian.reshape(len(model.jacobian), n_channels, n_points)
     columns, slopes = np.zeros(12, np.int64), np.zeros(12)
     loss = 0.0
-    for pair in range(n_pairs):
+    for pair in range(first_pair, last_pair):
         weight = tables.orbit_size[t, space.center[pair]]
         first, last = smear(space.distances[pair], goal.origin, goal.step, n_points, goal.sigma, goal.n_side, space)
         channel = channel_of(tables, t, space.center[pair], space.neighbor[pair])
@@ -199,35 +208,50 @@ def add_pairs(tables, t, space, n_pairs, goal, model):
 
 
 @part
-def add_residuals(tables, t, space, goal, model):
-    """Normalise g(r) and its jacobian, add both to gradient and Gauss-Newton matrix; the loss of the differences."""
-    n_grid, n_free, n_strains = len(goal.target), tables.n_free[t], tables.n_strains[t]
-    n_points = n_grid // tables.pair_counts.shape[1]
+def share_of(tables, t, center, channel, goal):
+    """Return which share of a channel's pairs are those of an orbit, of which `center` is an atom; 1 for a crystal."""
+    if not goal.each_atom:
+        return 1.0
+    share = 0.0
+    for atom in range(tables.n_atoms[t]):
+        if channel_of(tables, t, center, atom) == channel:
+            share += tables.orbit_size[t, center] / tables.pair_counts[t, channel]
+    return share
+
+
+@part
+def add_residuals(tables, t, space, channel, share, goal, model):
+    """Normalise g(r) of a channel and its jacobian, add both to gradient and Gauss-Newton matrix; the loss."""
+    n_free, n_strains = tables.n_free[t], tables.n_strains[t]
+    n_channels = tables.pair_counts.shape[1]
+    n_points = len(goal.target) // n_channels
+    rdf = model.rdf.reshape(n_channels, n_points)[channel]
+    target = goal.target.reshape(n_channels, n_points)[channel]
+    weights = goal.weights.reshape(n_channels, n_points)[channel]
+    jacobians = model.jacobian.reshape(len(model.jacobian), n_channels, n_points)
     volume, loss = space.lower[0, 0] * space.lower[1, 1] * space.lower[2, 2], 0.0
-    for k in range(n_grid):
-        channel = k // n_points
-        distance = goal.origin + (k - channel * n_points) * goal.step
-        factor = volume / (tables.pair_counts[t, channel] * 4 * math.pi * distance * distance)
-        root = math.sqrt(goal.weights[k])
-        rdf = model.rdf[k] * factor
-        difference = (rdf - goal.target[k]) * root
-        loss += difference * difference
-        model.rdf[k] = difference
+    for k in range(n_points):
+        distance = goal.origin + k * goal.step
+        factor = volume / (share * tables.pair_counts[t, channel] * 4 * math.pi * distance * distance)
+        root = math.sqrt(share * weights[k])
+        value = rdf[k] * factor
+        rdf[k] = (value - target[k]) * root
+        loss += rdf[k] * rdf[k]
         for p in range(n_free + n_strains):
-            model.jacobian[p, k] *= factor * root
+            jacobians[p, channel, k] *= factor * root
         for q in range(n_strains):
             trace = model.strains[q, 0, 0] + model.strains[q, 1, 1] + model.strains[q, 2, 2]
-            model.jacobian[n_free + q, k] += trace * rdf * root / STRAIN_LENGTH
+            jacobians[n_free + q, channel, k] += trace * value * root / STRAIN_LENGTH
     for p in range(n_free + n_strains):
-        row = model.jacobian[p]
+        row = jacobians[p, channel]
         value = 0.0
-        for k in range(n_grid):
-            value += row[k] * model.rdf[k]
+        for k in range(n_points):
+            value += row[k] * rdf[k]
         model.gradient[p] += value
         for q in range(p + 1):
-            other = model.jacobian[q]
+            other = jacobians[q, channel]
             value = 0.0
-            for k in range(n_grid):
+            for k in range(n_points):
                 value += row[k] * other[k]
             model.hessian[p, q] += value
             if q < p:
@@ -261,19 +285,24 @@ def linearise(tables, t, cell, u, goal, space, model):
     n_pairs = find_pairs(tables, t, space, goal.cutoff)
     if n_pairs < 0:
         return np.nan
-    n_parameters = tables.n_free[t] + tables.n_strains[t]
-    for k in range(len(goal.target)):
-        model.rdf[k] = 0.0
-    for p in range(n_parameters):
+    for p in range(len(model.gradient)):
         model.gradient[p] = 0.0
-        for k in range(len(goal.target)):
-            model.jacobian[p, k] = 0.0
-        for q in range(n_parameters):
+        for q in range(len(model.gradient)):
             model.hessian[p, q] = 0.0
     prepare(tables, t, cell, space, model)
-    loss = add_pairs(tables, t, space, n_pairs, goal, model)
-    loss += add_residuals(tables, t, space, goal, model)
-    return loss + add_volume(tables, t, space, goal, model)
+    loss, last = add_volume(tables, t, space, goal, model), 0
+    for center in range(tables.n_atoms[t] if goal.each_atom else 1):
+        if tables.orbit_size[t, center] == 0:
+            continue
+        first = last
+        while last < n_pairs and (space.center[last] == center or not goal.each_atom):
+            last += 1
+        loss += add_pairs(tables, t, space, first, last, goal, model)
+        for channel in range(tables.pair_counts.shape[1]):
+            share = share_of(tables, t, center, channel, goal)
+            if share > 0:
+                loss += add_residuals(tables, t, space, channel, share, goal, model)
+    return loss
 
 
 @part

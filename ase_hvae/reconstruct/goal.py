@@ -49,7 +49,7 @@ class Target:
     settings: RDFSettings
     limits: Limits
 
-    def goal(self, *, sigma: float = 0.0, rmax: float = math.inf) -> Goal:
+    def goal(self, *, sigma: float = 0.0, rmax: float = math.inf, each_atom: bool = False) -> Goal:
         """Smear the target further and cut it off.
 
         Parameters
@@ -58,6 +58,8 @@ class Target:
             Smearing to work at, at least that of the settings; Å.
         rmax : float
             Compare up to this distance only; Å.
+        each_atom : bool
+            Compare what each atom sees around it instead of the mean over the crystal.
         """
         settings, limits = self.settings, self.limits
         sigma = max(sigma, settings.sigma)
@@ -80,6 +82,7 @@ class Target:
             cutoff=float(grid[-1] + (n_side + 0.5) * step),
             target=np.ascontiguousarray(values),
             weights=np.full(len(values), 1 / max(scale, 1e-12)),
+            each_atom=each_atom,
             min_distance=np.atleast_1d(np.asarray(limits.min_distance, float)),
             volume_per_atom=float(limits.volume_per_atom),
             free_volume=0.9 * math.log1p(limits.volume_tolerance),  # the rest is for the compromise with the RDF

@@ -10,8 +10,8 @@ from ase_hvae.rdf import N_SIGMA, RDFSettings
 from ase_hvae.reconstruct.kernels import rdfs, shortest_distances
 from ase_hvae.reconstruct.tables import Crystals
 
-SHARE = 0.25  # of the proposals that are steered
-BEST_OF_TEMPLATE = 6  # most proposals of one template that are steered
+SHARE = 0.5  # of the proposals that are steered
+BEST_OF_TEMPLATE = 16  # most proposals of one template that are steered
 
 
 def choose(crystals: Crystals, losses: np.ndarray) -> np.ndarray:

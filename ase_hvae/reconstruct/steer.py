@@ -30,15 +30,20 @@ class Stage:
         Levenberg-Marquardt steps.
     keep : float
         Crystals that go on after it, those of lowest loss, in units of the number wanted at the end.
+    each_atom : bool
+        Whether each atom should have the target around it, instead of the crystal on average.
     """
 
     sigma: float
     rmax: float
     n_steps: int
     keep: float
+    each_atom: bool = False
 
 
 STAGES = (
+    Stage(0.5, 4.0, 5, 12.0, each_atom=True),
+    Stage(0.35, 4.0, 4, 8.0, each_atom=True),
     Stage(0.35, 5.0, 3, 6.0),
     Stage(0.35, 6.0, 5, 2.5),
     Stage(0.2, 8.0, 8, 1.5),
@@ -95,7 +100,7 @@ def steer(
     loss = np.zeros(len(crystals))
     n_unsound = n_refused = 0
     for stage in stages:
-        goal = target.goal(sigma=stage.sigma, rmax=stage.rmax)
+        goal = target.goal(sigma=stage.sigma, rmax=stage.rmax, each_atom=stage.each_atom)
         crystals, loss, refused = descend_all(crystals, goal, stage.n_steps)
         n_refused += refused
         sound = np.isfinite(loss)

@@ -17,7 +17,7 @@ from ase_hvae.reconstruct.coordination import first_shells
 from ase_hvae.reconstruct.goal import Limits, Target
 from ase_hvae.reconstruct.propose import propose
 from ase_hvae.reconstruct.screen import exact_rdfs, min_distances
-from ase_hvae.reconstruct.steer import Stage, steer
+from ase_hvae.reconstruct.steer import Stage, descend_all, steer
 from ase_hvae.reconstruct.tables import Crystals, crystals_of
 from ase_hvae.reconstruct.wyckoff import space_group, template
 from ase_hvae.symmetry import primitive
@@ -154,15 +154,28 @@ def test_shortest_distances_are_those_of_each_pair_of_species():
     np.testing.assert_allclose(min_distances(rutile, 5.0)[0], expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("each_atom", [False, True])
 @pytest.mark.parametrize("sigma", [0.0, 0.3])
-def test_gradient_of_the_loss_agrees_with_finite_differences(proposals, gradient_errors, sigma):
-    goal = target_of(RUTILE, np.array([2.6, 2.1, 3.1])).goal(sigma=sigma)
+def test_gradient_of_the_loss_agrees_with_finite_differences(proposals, gradient_errors, sigma, each_atom):
+    goal = target_of(RUTILE, np.array([2.6, 2.1, 3.1])).goal(sigma=sigma, each_atom=each_atom)
     for error, scale in gradient_errors(proposals, goal):
         assert error < 2e-4 * scale  # peaks are cut off at 4.5 sigma
 
 
+def test_atoms_that_all_see_the_target_are_steered_by_the_same_loss(proposals):
+    """Where the atoms of a species are equivalent, the mean is what each sees; elsewhere no mean is further off."""
+    target = target_of(RUTILE)
+    losses = [descend_all(proposals, target.goal(sigma=0.3, each_atom=each), 0)[1] for each in (False, True)]
+    kinds = [proposals.entry(index).orbit_sizes for index in range(len(proposals))]
+    alike = np.array([len(sizes) == len(SPECIES) for sizes in kinds])
+    assert alike.any()
+    assert not alike.all()
+    np.testing.assert_allclose(losses[0][alike], losses[1][alike], rtol=1e-10)
+    assert (losses[0][~alike] < losses[1][~alike]).all()
+
+
 def test_a_crystal_alone_goes_the_same_way_as_among_others(proposals):
-    stages = [Stage(0.35, 5.0, 2, 1.0), Stage(0.0, np.inf, 2, 1.0)]
+    stages = [Stage(0.35, 5.0, 2, 1.0, each_atom=True), Stage(0.0, np.inf, 2, 1.0)]
     together = steer(proposals, target_of(RUTILE), stages=stages)
     for index in (0, 7, 31):
         alone = steer(proposals.select(np.array([index])), target_of(RUTILE), stages=stages)
