@@ -39,11 +39,14 @@ from quality_minima import PARTS, TABLES
 from ase_hvae import elasticity
 from ase_hvae.data import load_known
 from ase_hvae.errors import AseHvaeError
-from ase_hvae.relax import RelaxResult, relax, relax_many
+from ase_hvae.relax import RelaxLimits, RelaxResult, relax, relax_many
+from ase_hvae.structures import min_distance
 from maise_bridge import MaiseCalculator
 from maise_bridge.calculator import find_model
 
 ROOT = Path(__file__).parents[1]
+LIMITS = RelaxLimits(volume_factor=10.0, length_factor=20.0)  # random crystals are compressed or dilute to begin with
+DILUTE = 40.0  # volume per atom of sheets and chains, of no crystal; Å3
 PBE_DIAMOND = -5.3978  # eV/atom, GPAW, converged in k
 PBE = {"lattice_constant": 5.47, "bulk_modulus": 89.0, "c11": 152, "c12": 57, "c44": 73, "gamma_optical": 15.1}
 PBE_PHASES = {
@@ -236,28 +239,35 @@ def random_crystal(rng: np.random.Generator) -> Atoms:
     scale = (np.exp(rng.uniform(np.log(10), np.log(45))) * len(atoms) / atoms.get_volume()) ** (1 / 3)
     atoms.set_cell(atoms.cell * scale, scale_atoms=True)
     atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
-    return atoms
+    return atoms if min_distance(atoms) > LIMITS.min_distance else random_crystal(rng)
 
 
 def random_numbers(calc: Calculator, diamond: float, count: int, seed: int) -> dict[str, Any]:
-    """Relax random crystals as `generate` does: how many end below diamond or leave physical bounds."""
+    """Relax random crystals: how many end below diamond, leave wide bounds, or fall apart into sheets and chains."""
     streams = (np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,))) for number in range(count))
     crystals = [random_crystal(rng) for rng in streams]
-    energies, failures, below = [], [], []
-    for number, found in sorted(relax_many(crystals, calc, fmax=0.05, max_steps=300), key=lambda pair: pair[0]):
+    energies, failures, below, dilute, unconverged = [], [], [], [], 0
+    options: dict[str, Any] = {"fmax": 0.05, "max_steps": 300, "limits": LIMITS}
+    for number, found in sorted(relax_many(crystals, calc, **options), key=lambda pair: pair[0]):
         if not isinstance(found, RelaxResult):
             failures.append(f"{number}: {found}")
             continue
-        above = found.energy / len(found.atoms) - diamond
-        energies.append(above)
-        if above < -2e-3:
-            below.append({"number": number, "energy_above": above, "n_atoms": len(found.atoms)})
+        n_atoms = len(found.atoms)
+        row = {"number": number, "energy_above": found.energy / n_atoms - diamond, "n_atoms": n_atoms}
+        unconverged += not found.converged
+        energies.append(row["energy_above"])
+        if row["energy_above"] < -2e-3:
+            below.append(row)
+        if found.atoms.get_volume() / n_atoms > DILUTE:
+            dilute.append(row)
     return {
         "n": count,
         "seed": seed,
         "n_failed": len(failures),
         "failures": failures[:10],
+        "n_unconverged": unconverged,
         "below_diamond": below,
+        "dilute": dilute,
         "lowest": float(min(energies)) if energies else None,
         "within_0.3": int(np.sum(np.array(energies) < 0.3)),
     }
@@ -292,8 +302,9 @@ def markdown(result: dict[str, Any]) -> str:
     lines += [
         *[line for name, table in TABLES.items() if name in result for line in ("", *table(result[name]))],
         "",
-        f"{holes['n']} random crystals relaxed: {len(holes['below_diamond'])} end below diamond, "
-        f"{holes['n_failed']} leave physical bounds, {holes['within_0.3']} end within 0.3 eV/atom.",
+        f"{holes['n']} random crystals relaxed: {len(holes['below_diamond'])} end below diamond, {holes['n_failed']} "
+        f"change their volume tenfold or worse, {len(holes['dilute'])} end as sheets or chains at more than {DILUTE:.0f} Å3 "
+        f"an atom, {holes['within_0.3']} end within 0.3 eV/atom.",
     ]
     return "\n".join(lines)
 

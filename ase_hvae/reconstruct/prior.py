@@ -14,7 +14,8 @@ from ase_hvae.reconstruct.composition import Composition
 from ase_hvae.reconstruct.wyckoff import Template, template
 
 ELEMENT = Composition(("",), (1,))  # crystals of one species, whichever
-FREQUENT_SHARE = 0.8  # share of the unlearned draws that take space groups as often as prototypes have them
+FREQUENT_SHARE = 0.8  # share of the unlearned draws that take a crystal system, then groups as often as prototypes do
+SYSTEMS = (2, 15, 74, 142, 167, 194, 230)  # last space group of each crystal system
 # fmt: off
 PROTOTYPES = {  # crystal prototypes in AFLOW's library by space group (Mehl et al., Comput. Mater. Sci. 136, S1, 2017)
     1: 2, 2: 2, 3: 1, 4: 1, 5: 1, 8: 1, 9: 1, 11: 3, 12: 5, 13: 2, 14: 3, 15: 4, 16: 1, 18: 1, 19: 1, 20: 1, 25: 1,
@@ -81,8 +82,9 @@ class WyckoffPrior:
     ) -> Iterator[Template]:
         """Draw templates with a number of atoms out of `natoms`, without end.
 
-        Draws that are not from what was learned take a number of atoms, a space group, mostly as often as prototypes
-        have it, and orbits, those with free coordinates as much more often as prototypes have them (`draw_choice`).
+        Draws that are not from what was learned take a number of atoms, mostly a crystal system and a space group as
+        often as its prototypes have it, and orbits, those with free coordinates as much more often as prototypes have
+        them (`draw_choice`).
 
         Raises
         ------
@@ -132,9 +134,14 @@ class WyckoffPrior:
 
 
 def _chances(numbers: Sequence[int]) -> np.ndarray:
-    """Return the cumulative chances of space groups."""
+    """Return the cumulative chances of space groups, those of all crystal systems together the same.
+
+    As often as prototypes have them, crystals of low symmetry, which take the most proposals, would get the fewest.
+    """
     counts = np.array([PROTOTYPES.get(number, 0) for number in numbers], float)
-    frequent = FREQUENT_SHARE * counts / max(counts.sum(), 1)
+    systems = np.searchsorted(SYSTEMS, numbers)
+    totals = np.bincount(systems, counts, minlength=len(SYSTEMS))
+    frequent = counts / np.where(totals > 0, totals, 1)[systems] * FREQUENT_SHARE / max(np.count_nonzero(totals), 1)
     chances = np.cumsum(frequent + (1 - frequent.sum()) / len(numbers))
     return chances / chances[-1]
 

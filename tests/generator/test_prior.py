@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import spglib
 from ase.build import bulk
+from pymatgen.symmetry.groups import SpaceGroup
 
 from ase_hvae.reconstruct import WyckoffPrior
 from ase_hvae.reconstruct.combinations import ORBIT_WEIGHTS, draw_choice
-from ase_hvae.reconstruct.prior import FREQUENT_SHARE, PROTOTYPES
+from ase_hvae.reconstruct.prior import FREQUENT_SHARE, PROTOTYPES, SYSTEMS
 from ase_hvae.reconstruct.wyckoff import space_group
 
 MOST_ATOMS = 40
@@ -53,13 +54,20 @@ def test_prior_learns_from_structures():
     assert {entry.group.number for entry in drawn} == {227, 194}
 
 
-def test_space_groups_are_as_frequent_as_in_prototypes(prototypes):
+def test_space_groups_are_as_frequent_as_in_prototypes_of_their_crystal_system(prototypes):
     assert dict(Counter(number for number, _ in prototypes)) == PROTOTYPES
-    drawn = WyckoffPrior(spacegroups=(191, 194, 143)).draw((2,), np.random.default_rng(0))
-    counts = Counter(next(drawn).group.number for _ in range(2000))
-    for number in (191, 194, 143):  # 7, 22, no prototypes
-        expected = FREQUENT_SHARE * PROTOTYPES.get(number, 0) / 29 + (1 - FREQUENT_SHARE) / 3
-        assert counts[number] / 2000 == pytest.approx(expected, abs=0.04)
+    numbers = (2, 191, 194, 143)  # 2; 7 and 22; no prototypes, and so no turn of the trigonal system
+    drawn = WyckoffPrior(spacegroups=numbers).draw((2,), np.random.default_rng(0))
+    counts = Counter(next(drawn).group.number for _ in range(4000))
+    for number, share in zip(numbers, (1 / 2, 7 / 58, 22 / 58, 0), strict=True):
+        expected = FREQUENT_SHARE * share + (1 - FREQUENT_SHARE) / 4
+        assert counts[number] / 4000 == pytest.approx(expected, abs=0.03)
+
+
+def test_crystal_systems_end_where_their_last_space_groups_do():
+    systems = [SpaceGroup.from_int_number(number).crystal_system for number in range(1, 231)]
+    ends = [number for number in range(1, 230) if systems[number - 1] != systems[number]]
+    assert (*ends, 230) == SYSTEMS
 
 
 def test_weights_of_orbits_are_the_likeliest_for_prototypes(prototypes):
