@@ -303,8 +303,8 @@ def markdown(result: dict[str, Any]) -> str:
         *[line for name, table in TABLES.items() if name in result for line in ("", *table(result[name]))],
         "",
         f"{holes['n']} random crystals relaxed: {len(holes['below_diamond'])} end below diamond, {holes['n_failed']} "
-        f"change their volume tenfold or worse, {len(holes['dilute'])} end as sheets or chains at more than {DILUTE:.0f} Å3 "
-        f"an atom, {holes['within_0.3']} end within 0.3 eV/atom.",
+        f"change their volume tenfold or worse, {len(holes['dilute'])} end as sheets or chains at more than "
+        f"{DILUTE:.0f} Å3 an atom, {holes['within_0.3']} end within 0.3 eV/atom.",
     ]
     return "\n".join(lines)
 
