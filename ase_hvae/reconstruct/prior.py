@@ -141,7 +141,8 @@ def _chances(numbers: Sequence[int]) -> np.ndarray:
     counts = np.array([PROTOTYPES.get(number, 0) for number in numbers], float)
     systems = np.searchsorted(SYSTEMS, numbers)
     totals = np.bincount(systems, counts, minlength=len(SYSTEMS))
-    frequent = counts / np.where(totals > 0, totals, 1)[systems] * FREQUENT_SHARE / max(np.count_nonzero(totals), 1)
+    n_systems = max(int((totals > 0).sum()), 1)
+    frequent = FREQUENT_SHARE / n_systems * counts / np.where(totals > 0, totals, 1.0)[systems]
     chances = np.cumsum(frequent + (1 - frequent.sum()) / len(numbers))
     return chances / chances[-1]
 

@@ -41,7 +41,7 @@ class Reconstruction:
     spacegroup : int
         International number of the space group it was steered in.
     wyckoffs : tuple of str
-        Wyckoff positions there, as ``8a``.
+        Wyckoff positions there, as ``8a``, of several species with their symbols, as ``4a Na``.
     loss : float
         Loss at the end of steering.
     """
@@ -224,7 +224,13 @@ def _accept(
     counts |= {"duplicate": len(near) - len(kept), "accepted": len(kept)}
     found = [(structures[k], near[k], crystals.entry(near[k])) for k in kept]
     return tuple(
-        Reconstruction(atoms, float(distances[index]), entry.group.number, entry.wyckoffs, float(steered.loss[index]))
+        Reconstruction(
+            atoms,
+            float(distances[index]),
+            entry.group.number,
+            entry.wyckoffs(species),
+            float(steered.loss[index]),
+        )
         for atoms, index, entry in found
     )
 

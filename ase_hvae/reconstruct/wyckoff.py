@@ -8,6 +8,7 @@ the subspace of symmetric strains that the point group leaves invariant. Moving 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,11 +144,14 @@ class Template:
         """Free coordinates and strains."""
         return self.n_free + len(self.strains)
 
-    @property
-    def wyckoffs(self) -> tuple[str, ...]:
-        """Letters with the multiplicity in the conventional cell, as ``8a``."""
+    def wyckoffs(self, symbols: Sequence[str]) -> tuple[str, ...]:
+        """Return letters with the multiplicity in the conventional cell, as ``8a``, of several species ``4a Na``."""
         centring = round(1 / np.linalg.det(self.group.primitive))
-        return tuple(f"{size * centring}{letter}" for size, letter in zip(self.orbit_sizes, self.letters, strict=True))
+        first_atoms = np.cumsum(self.orbit_sizes) - self.orbit_sizes
+        sites = [f"{size * centring}{letter}" for size, letter in zip(self.orbit_sizes, self.letters, strict=True)]
+        if len(symbols) == 1:
+            return tuple(sites)
+        return tuple(f"{site} {symbols[self.species[atom]]}" for site, atom in zip(sites, first_atoms, strict=True))
 
 
 @functools.cache

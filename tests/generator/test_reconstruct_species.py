@@ -20,7 +20,7 @@ from ase_hvae.reconstruct.screen import exact_rdfs, min_distances
 from ase_hvae.reconstruct.steer import Stage, descend_all, steer
 from ase_hvae.reconstruct.tables import Crystals, crystals_of
 from ase_hvae.reconstruct.wyckoff import space_group, template
-from ase_hvae.symmetry import primitive
+from ase_hvae.symmetry import primitive, wyckoff_sites
 from ase_hvae.symmetry import space_group as find_space_group
 
 SETTINGS = RDFSettings()
@@ -63,6 +63,14 @@ def proposals() -> Crystals:
     first = apart[np.unique(crystals.template[apart], return_index=True)[1]]
     assert len(first) > 40
     return crystals.select(first[:40])
+
+
+@pytest.mark.parametrize("atoms", [FLUORITE, bulk("NaCl", "rocksalt", 5.6), bulk("Si")], ids=str)
+def test_wyckoff_positions_are_named_as_those_of_structures(atoms):
+    composition, (number, sites) = Composition.parse(str(atoms.symbols)), wyckoff_sites(atoms)
+    prior = WyckoffPrior.from_sites([(number, sites)], uniform_share=0.0)
+    entry = next(prior.draw((len(atoms),), np.random.default_rng(0), composition))
+    assert sorted(entry.wyckoffs(composition.species)) == sorted(sites)
 
 
 @pytest.mark.parametrize("name", KNOWN)
