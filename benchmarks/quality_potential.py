@@ -9,7 +9,8 @@ maise_bridge/models/README.md. With matscipy (pip install matscipy) the same num
 Weber (Phys. Rev. B 31, 5262, 1985) and Tersoff (Phys. Rev. B 39, 5566, 1989) stand beside them, with sevenn (pip
 install sevenn) those by a universal potential, SevenNet-l3i5 (Park et al., J. Chem. Theory Comput. 20, 4857, 2024),
 whose weights come with the package; but for the parts of quality_minima.py: phonons and lattice constants of several
-crystals. --only measures such parts, or the other potentials ("references"), anew and keeps the rest of the JSON file.
+crystals. --only measures such parts, the other potentials ("references") or random crystals ("random") anew and keeps
+the rest of the JSON file.
 """
 
 from __future__ import annotations
@@ -335,7 +336,7 @@ def measure_references(networks: list[Network]) -> dict[str, Any]:
     }
 
 
-def update(results: Path, path: Path, names: list[str]) -> dict[str, Any]:
+def update(results: Path, path: Path, names: list[str], count: int, seed: int) -> dict[str, Any]:
     """Results of a file with some parts measured anew."""
     result = json.loads(results.read_text())
     if result["sha256"] != sha256(path):
@@ -345,6 +346,8 @@ def update(results: Path, path: Path, names: list[str]) -> dict[str, Any]:
     calc = MaiseCalculator(path)
     if "references" in names:
         result["references"] |= measure_references(networks_of(path))
+    if "random" in names:
+        result["random"] = random_numbers(calc, result["diamond_energy"], count, seed)
     return result | {name: PARTS[name](calc) for name in names if name in PARTS}
 
 
@@ -360,7 +363,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=200, help="random crystals to relax")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--only", nargs="+", choices=(*PARTS, "references"), help="parts to measure; the others are kept"
+        "--only", nargs="+", choices=(*PARTS, "references", "random"), help="parts to measure; the others are kept"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "quality_potential.json")
     options = parser.parse_args()
@@ -368,7 +371,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="pyxtal|pymatgen|ase.eos")
     path = find_model(options.model)
     if options.only:
-        result = update(options.out, path, options.only)
+        result = update(options.out, path, options.only, options.random, options.seed)
     else:
         result = measure_all(path, options.largest, options.random, options.seed)
     options.out.parent.mkdir(exist_ok=True)

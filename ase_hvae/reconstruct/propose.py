@@ -13,13 +13,15 @@ from ase_hvae.reconstruct.tables import Crystals, tabulate
 from ase_hvae.reconstruct.wyckoff import Template
 
 DOUBLINGS = 6  # twice as many proposals for each of the first free parameters of a template
+HOPEFUL, HALVING = 23, 4  # half as many for so many more free parameters than this: dear to build, hardly ever right
 STRICT_SHARE = 0.75  # of the templates' turns in which all atoms of a species are to have as many neighbours
 STRICTNESS = 0.5  # loss for one neighbour too many or too few at every atom then
 
 
 def n_proposals_of(entry: Template) -> int:
     """Return how many proposals of a template are drawn at once; the volume is no free parameter."""
-    return int(2 ** min(entry.n_free + len(entry.strains) - 1, DOUBLINGS))
+    freedom = entry.n_free + len(entry.strains) - 1
+    return round(2 ** min(freedom, DOUBLINGS, max(0.0, DOUBLINGS - (freedom - HOPEFUL) / HALVING)))
 
 
 def propose(

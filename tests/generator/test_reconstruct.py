@@ -19,7 +19,7 @@ from ase_hvae.reconstruct.combinations import canonical, draw_choice, feasible, 
 from ase_hvae.reconstruct.coordination import first_shells
 from ase_hvae.reconstruct.drawing import EDGE, draw
 from ase_hvae.reconstruct.goal import Limits, Target
-from ase_hvae.reconstruct.propose import STRICTNESS, propose
+from ase_hvae.reconstruct.propose import STRICTNESS, n_proposals_of, propose
 from ase_hvae.reconstruct.screen import choose, exact_rdfs, min_distances
 from ase_hvae.reconstruct.steer import Stage, descend_all, steer
 from ase_hvae.reconstruct.tables import Crystals, crystals_of
@@ -108,6 +108,13 @@ def test_feasible_agrees_with_the_multiplicities():
         assert feasible(number, (least_atoms(number),))
         assert not any(feasible(number, (n,)) for n in range(1, least_atoms(number)))
     assert least_atoms(227) == 2
+
+
+def test_most_proposals_go_to_templates_with_some_freedom_but_not_too_much():
+    no_symmetry = [template(1, ("a",) * n) for n in (1, 2, 6, 8, 12, 16, 200)]
+    assert [n_proposals_of(entry) for entry in no_symmetry] == [64, 64, 64, 23, 3, 1, 1]
+    assert n_proposals_of(template(227, ("a",))) == 1  # nothing but the volume is free
+    assert n_proposals_of(template(194, ("f",))) == 4  # c / a and z
 
 
 def test_proposals_have_the_space_group_they_were_drawn_for(proposals):
