@@ -21,6 +21,7 @@ from ase_hvae.reconstruct.kernels import (
     place,
     room,
     smear,
+    solve,
 )
 
 MAX_MOVE = 0.4  # largest move of an atom in one step; Å
@@ -306,36 +307,6 @@ def linearise(tables, t, cell, u, goal, space, model):
 
 
 @part
-def solve(model, n_parameters, damping, factor, step):
-    """Solve ``(H + damping <diag H>) step = -gradient`` by Cholesky factorisation; False if that is not possible."""
-    size = 1e-6
-    for p in range(n_parameters):
-        size += model.hessian[p, p] / n_parameters
-    for p in range(n_parameters):
-        for q in range(p + 1):
-            value = model.hessian[p, q] + (damping * size if p == q else 0.0)
-            for k in range(q):
-                value -= factor[p, k] * factor[q, k]
-            if p == q:
-                if not value > 0:
-                    return False
-                factor[p, p] = math.sqrt(value)
-            else:
-                factor[p, q] = value / factor[q, q]
-    for p in range(n_parameters):
-        value = -model.gradient[p]
-        for k in range(p):
-            value -= factor[p, k] * step[k]
-        step[p] = value / factor[p, p]
-    for p in range(n_parameters - 1, -1, -1):
-        value = step[p]
-        for k in range(p + 1, n_parameters):
-            value -= factor[k, p] * step[k]
-        step[p] = value / factor[p, p]
-    return True
-
-
-@part
 def take_step(tables, t, cell, u, model, step, new_cell, new_u):
     """Apply a step, shortened to the largest move and strain allowed."""
     n_free = tables.n_free[t]
@@ -375,7 +346,7 @@ def descend_one(tables, t, cell, u, goal, n_steps, space, model, trial):
     damping, n_refused = 1e-2, 0
     for _ in range(n_steps):
         after = np.nan
-        if solve(model, n_parameters, damping, factor, step):
+        if solve(model.hessian, model.gradient, damping, factor, step):
             take_step(tables, t, cell, u, model, step, new_cell, new_u)
             after = linearise(tables, t, new_cell, new_u, goal, space, trial)
             n_refused += not math.isfinite(after)

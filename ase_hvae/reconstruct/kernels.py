@@ -1,4 +1,4 @@
-"""Compiled loops over the pairs of one crystal: places, shortest distance, g(r).
+"""Compiled loops over the pairs of one crystal: places, shortest distance, g(r); and the small matrices they need.
 
 Lattice points within a cutoff are enumerated in the frame where the cell is lower triangular (Fincke & Pohst 1985): the
 range of each index follows from the two before it, so that hardly any point outside the cutoff is looked at. Every
@@ -66,6 +66,36 @@ def multiply(a, b, product):
     for x in range(3):
         for y in range(3):
             product[x, y] = a[x, 0] * b[0, y] + a[x, 1] * b[1, y] + a[x, 2] * b[2, y]
+
+
+@part
+def solve(hessian, gradient, damping, factor, step):
+    """Solve ``(H + damping <diag H>) step = -gradient`` by Cholesky factorisation; False if that is not possible."""
+    n_parameters, size = len(gradient), 1e-6
+    for p in range(n_parameters):
+        size += hessian[p, p] / n_parameters
+    for p in range(n_parameters):
+        for q in range(p + 1):
+            value = hessian[p, q] + (damping * size if p == q else 0.0)
+            for k in range(q):
+                value -= factor[p, k] * factor[q, k]
+            if p == q:
+                if not value > 0:
+                    return False
+                factor[p, p] = math.sqrt(value)
+            else:
+                factor[p, q] = value / factor[q, q]
+    for p in range(n_parameters):
+        value = -gradient[p]
+        for k in range(p):
+            value -= factor[p, k] * step[k]
+        step[p] = value / factor[p, p]
+    for p in range(n_parameters - 1, -1, -1):
+        value = step[p]
+        for k in range(p + 1, n_parameters):
+            value -= factor[k, p] * step[k]
+        step[p] = value / factor[p, p]
+    return True
 
 
 @part

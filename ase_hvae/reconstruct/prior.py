@@ -11,11 +11,10 @@ from ase import Atoms
 from ase_hvae.errors import ReconstructionError
 from ase_hvae.reconstruct.combinations import draw_choice, feasible, least_atoms
 from ase_hvae.reconstruct.composition import Composition
-from ase_hvae.reconstruct.wyckoff import Template, template
+from ase_hvae.reconstruct.wyckoff import SYSTEMS, Template, template
 
 ELEMENT = Composition(("",), (1,))  # crystals of one species, whichever
 FREQUENT_SHARE = 0.8  # share of the unlearned draws that take a crystal system, then groups as often as prototypes do
-SYSTEMS = (2, 15, 74, 142, 167, 194, 230)  # last space group of each crystal system
 # fmt: off
 PROTOTYPES = {  # crystal prototypes in AFLOW's library by space group (Mehl et al., Comput. Mater. Sci. 136, S1, 2017)
     1: 2, 2: 2, 3: 1, 4: 1, 5: 1, 8: 1, 9: 1, 11: 3, 12: 5, 13: 2, 14: 3, 15: 4, 16: 1, 18: 1, 19: 1, 20: 1, 25: 1,
@@ -139,7 +138,7 @@ def _chances(numbers: Sequence[int]) -> np.ndarray:
     As often as prototypes have them, crystals of low symmetry, which take the most proposals, would get the fewest.
     """
     counts = np.array([PROTOTYPES.get(number, 0) for number in numbers], float)
-    systems = np.searchsorted(SYSTEMS, numbers)
+    systems = np.searchsorted(list(SYSTEMS.values()), numbers)
     totals = np.bincount(systems, counts, minlength=len(SYSTEMS))
     n_systems = max(int((totals > 0).sum()), 1)
     frequent = FREQUENT_SHARE / n_systems * counts / np.where(totals > 0, totals, 1.0)[systems]

@@ -24,6 +24,15 @@ _PRIMITIVE = {  # rows: primitive lattice vectors in the basis of the convention
     "F": np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]),
     "R": np.array([[2, 1, 1], [-1, 1, 1], [-1, -2, 1]]) / 3,
 }
+SYSTEMS = {  # last space group of each crystal system
+    "triclinic": 2,
+    "monoclinic": 15,
+    "orthorhombic": 74,
+    "tetragonal": 142,
+    "trigonal": 167,
+    "hexagonal": 194,
+    "cubic": 230,
+}
 _STRAINS = {  # independent strains (entries of the symmetric tensor that go together), Cartesian, c along z, b unique
     "triclinic": (("xx",), ("yy",), ("zz",), ("yz",), ("xz",), ("xy",)),
     "monoclinic": (("xx",), ("yy",), ("zz",), ("xz",)),
@@ -92,8 +101,8 @@ class SpaceGroup:
     @property
     def family(self) -> str:
         """Crystal family."""
-        limits = {"triclinic": 2, "monoclinic": 15, "orthorhombic": 74, "tetragonal": 142, "hexagonal": 194}
-        return next((name for name, last in limits.items() if self.number <= last), "cubic")
+        system = next(name for name, last in SYSTEMS.items() if self.number <= last)
+        return "hexagonal" if system == "trigonal" else system
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from pymatgen.symmetry.groups import SpaceGroup
 
 from ase_hvae.reconstruct import WyckoffPrior
 from ase_hvae.reconstruct.combinations import ORBIT_WEIGHTS, draw_choice
-from ase_hvae.reconstruct.prior import FREQUENT_SHARE, PROTOTYPES, SYSTEMS
-from ase_hvae.reconstruct.wyckoff import space_group
+from ase_hvae.reconstruct.prior import FREQUENT_SHARE, PROTOTYPES
+from ase_hvae.reconstruct.wyckoff import SYSTEMS, space_group
 
 MOST_ATOMS = 40
 
@@ -66,8 +66,8 @@ def test_space_groups_are_as_frequent_as_in_prototypes_of_their_crystal_system(p
 
 def test_crystal_systems_end_where_their_last_space_groups_do():
     systems = [SpaceGroup.from_int_number(number).crystal_system for number in range(1, 231)]
-    ends = [number for number in range(1, 230) if systems[number - 1] != systems[number]]
-    assert (*ends, 230) == SYSTEMS
+    ends = [*(number for number in range(1, 230) if systems[number - 1] != systems[number]), 230]
+    assert {systems[number - 1]: number for number in ends} == SYSTEMS
 
 
 def test_weights_of_orbits_are_the_likeliest_for_prototypes(prototypes):
