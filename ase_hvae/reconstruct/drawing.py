@@ -166,46 +166,60 @@ def make_draft(goal, n_channels, n_free, n_atoms, n_species):
 
 
 @part
-def add_orbit(tables, t, first, n_placed, sign, space, goal, coordination, draft, pairs):
-    """Add `sign` times the smeared pairs of an orbit with itself and other placed atoms, and its neighbours.
-
-    Returns False if atoms coincide.
-    """
-    size, n_found = tables.orbit_size[t, first], 0
+def add_neighbors(tables, t, first, n_placed, sign, space, coordination, draft, counts):
+    """Add `sign` times the neighbours within the first shells that an orbit and other placed atoms have of each other."""
+    size, n_species = tables.orbit_size[t, first], len(coordination.least)
     for atom in range(n_placed):
-        n_found = add_images(space, first, atom, goal.cutoff, n_found)
+        channel = channel_of(tables, t, first, atom)
+        shell, orbit = coordination.shells[channel], draft.orbits[atom]
+        n_found = add_images(space, first, atom, shell + 0.5 * EDGE, 0)
+        for pair in range(min(n_found, len(space.distances))):
+            inside = min((shell - space.distances[pair]) / EDGE + 0.5, 1.0)
+            if inside > 0:
+                counts[first * n_species + tables.species[t, atom]] += sign * inside
+                if orbit != first:
+                    share = sign * size / tables.orbit_size[t, orbit]
+                    counts[orbit * n_species + tables.species[t, first]] += inside * share
+
+
+@part
+def is_apart(tables, t, center, n_placed, limits, space):
+    """Tell whether an atom is as far as the limits ask from the images of all others placed."""
+    for step in range(1, n_placed):
+        atom = (center + step) % n_placed  # its own orbit first, which is in the way most often
+        if add_images(space, center, atom, limits[channel_of(tables, t, center, atom)], 0) != 0:
+            return False
+    return True
+
+
+@part
+def add_orbit(tables, t, first, n_placed, sign, space, goal, draft, pairs):
+    """Add `sign` times the smeared pairs of an orbit with itself and other placed atoms."""
+    size, n_found = tables.orbit_size[t, first], 0
+    n_points, n_side = len(draft.norms), (draft.peaks.shape[1] - 1) // 2
+    reach = goal.origin + (n_points - 0.5 + n_side) * goal.step
+    for atom in range(n_placed):
+        n_found = add_images(space, first, atom, reach, n_found)
         if n_found < 0:
             return False
     if n_found > len(space.distances):
         return False
-    n_points, n_side, n_grid = len(draft.norms), (draft.peaks.shape[1] - 1) // 2, len(goal.target)
     for pair in range(n_found):
         atom = space.neighbor[pair]
         weight = sign * size * (1.0 if first <= atom < first + size else 2.0)  # other orbits have these pairs, too
         place = (space.distances[pair] - goal.origin) / goal.step + 0.5
         nearest = math.floor(place)
         peak = draft.peaks[int((place - nearest) * N_SHIFTS)]
-        channel = channel_of(tables, t, first, atom)
-        start = channel * n_points
+        start = channel_of(tables, t, first, atom) * n_points
         for k in range(max(0, nearest - n_side), min(n_points - 1, nearest + n_side) + 1):
             pairs[start + k] += weight * peak[k - nearest + n_side]
-        inside = sign * min((coordination.shells[channel] - space.distances[pair]) / EDGE + 0.5, 1.0)
-        if inside * sign > 0:
-            orbit, n_species = draft.orbits[atom], len(coordination.least)
-            pairs[n_grid + first * n_species + tables.species[t, atom]] += inside
-            if orbit != first:
-                share = size / tables.orbit_size[t, orbit]
-                pairs[n_grid + orbit * n_species + tables.species[t, first]] += inside * share
     return True
 
 
 @part
-def loss_of(tables, t, pairs, n_placed, volume, goal, coordination, draft):
-    """Return the weighted squared difference from the target, of a part of a crystal the excess only.
-
-    Neighbours too many or, in a whole crystal, too few add to it.
-    """
-    loss, n_points, is_whole = 0.0, len(draft.norms), n_placed == tables.n_atoms[t]
+def rdf_loss(tables, t, pairs, is_whole, volume, goal, draft):
+    """Return the weighted squared difference from the target, of a part of a crystal the excess only."""
+    loss, n_points = 0.0, len(draft.norms)
     for channel in range(tables.pair_counts.shape[1]):
         factor = volume / tables.pair_counts[t, channel]
         for point in range(n_points):
@@ -213,11 +227,18 @@ def loss_of(tables, t, pairs, n_placed, volume, goal, coordination, draft):
             difference = pairs[k] * draft.norms[point] * factor - goal.target[k]
             if is_whole or difference > 0:
                 loss += goal.weights[k] * difference * difference
+    return loss
+
+
+@part
+def neighbor_loss(tables, t, counts, n_placed, coordination, draft):
+    """Return what neighbours too many or, in a whole crystal, too few cost."""
+    loss, is_whole, n_species = 0.0, n_placed == tables.n_atoms[t], len(coordination.least)
     for first in range(n_placed if draft.strictness[0] > 0 else 0):
-        own, n_species = tables.species[t, first], len(coordination.least)
+        own = tables.species[t, first]
         share = draft.strictness[0] * tables.orbit_size[t, first] / tables.n_atoms[t]  # 0 but for the first of an orbit
         for other in range(n_species):
-            count = pairs[len(goal.target) + first * n_species + other]
+            count = counts[first * n_species + other]
             wrong = max(count - coordination.most[own, other], 0.0)
             if is_whole:
                 wrong = max(wrong, coordination.least[own, other] - count)
@@ -226,22 +247,11 @@ def loss_of(tables, t, pairs, n_placed, volume, goal, coordination, draft):
 
 
 @part
-def is_apart(tables, t, center, n_placed, limits, space):
-    """Tell whether an atom is as far as the limits ask from the images of all others placed."""
-    n_near = 0
-    for atom in range(n_placed):
-        if atom != center:
-            n_near = add_images(space, center, atom, limits[channel_of(tables, t, center, atom)], n_near)
-        if n_near != 0:
-            return False
-    return True
-
-
-@part
 def place_orbit(tables, t, first, n_placed, loss, volume, goal, state, space, coordination, draft):
     """Place an orbit beside `draft.others` in the best of random places, if that is below `loss`; the loss."""
     n_own, start = tables.n_own[t, first], tables.start[t, first]
-    last = first + int(tables.orbit_size[t, first])
+    last, is_whole = first + int(tables.orbit_size[t, first]), n_placed == tables.n_atoms[t]
+    counts = draft.trial[len(goal.target) :]
     for q in range(n_own):
         draft.best_u[q] = draft.u[start + q]
     for _ in range(PLACES[n_own]):
@@ -251,9 +261,13 @@ def place_orbit(tables, t, first, n_placed, loss, volume, goal, state, space, co
         if not is_apart(tables, t, first, n_placed, goal.min_distance, space):
             continue
         draft.trial[:] = draft.others
-        if not add_orbit(tables, t, first, n_placed, 1.0, space, goal, coordination, draft, draft.trial):
+        add_neighbors(tables, t, first, n_placed, 1.0, space, coordination, draft, counts)
+        trial = neighbor_loss(tables, t, counts, n_placed, coordination, draft)
+        if not trial < loss:  # the pairs cannot make up for it
             continue
-        trial = loss_of(tables, t, draft.trial, n_placed, volume, goal, coordination, draft)
+        if not add_orbit(tables, t, first, n_placed, 1.0, space, goal, draft, draft.trial):
+            continue
+        trial += rdf_loss(tables, t, draft.trial, is_whole, volume, goal, draft)
         if trial < loss:
             loss = trial
             draft.best[:] = draft.trial
@@ -270,7 +284,7 @@ def place_orbit(tables, t, first, n_placed, loss, volume, goal, state, space, co
 @part
 def place_orbits(tables, t, volume, goal, state, space, coordination, draft):
     """Place all orbits, then each anew; the loss, infinite if there was no place for one of them."""
-    n_atoms, loss = tables.n_atoms[t], np.inf
+    n_atoms, loss, counts = tables.n_atoms[t], np.inf, draft.others[len(goal.target) :]
     draft.pairs[:] = 0.0
     for atom in range(n_atoms):
         draft.orbits[atom] = atom if tables.orbit_size[t, atom] > 0 else draft.orbits[atom - 1]
@@ -282,7 +296,8 @@ def place_orbits(tables, t, volume, goal, state, space, coordination, draft):
                 draft.others[:] = draft.pairs
                 draft.best[:] = draft.pairs
                 if turn > 0:
-                    add_orbit(tables, t, first, n_atoms, -1.0, space, goal, coordination, draft, draft.others)
+                    add_neighbors(tables, t, first, n_atoms, -1.0, space, coordination, draft, counts)
+                    add_orbit(tables, t, first, n_atoms, -1.0, space, goal, draft, draft.others)
                 n_placed = last if turn == 0 else n_atoms
                 least = np.inf if turn == 0 else loss
                 loss = place_orbit(tables, t, first, n_placed, least, volume, goal, state, space, coordination, draft)

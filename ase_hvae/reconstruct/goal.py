@@ -10,7 +10,7 @@ import numpy as np
 from ase_hvae.rdf import RDFSettings
 from ase_hvae.reconstruct.descent import Goal
 
-N_SIGMA = 4.5  # half width of a smeared pair in units of sigma while steering
+N_SIGMA = 3.5  # half width of a smeared pair in units of sigma while steering
 
 
 @dataclass(frozen=True, eq=False)
