@@ -167,11 +167,10 @@ def make_draft(goal, n_channels, n_free, n_atoms, n_species):
 
 @part
 def add_neighbors(tables, t, first, n_placed, sign, space, coordination, draft, counts):
-    """Add `sign` times the neighbours within the first shells that an orbit and other placed atoms have of each other."""
+    """Add `sign` times the neighbours that an orbit and other placed atoms have of each other in the first shells."""
     size, n_species = tables.orbit_size[t, first], len(coordination.least)
     for atom in range(n_placed):
-        channel = channel_of(tables, t, first, atom)
-        shell, orbit = coordination.shells[channel], draft.orbits[atom]
+        shell, orbit = coordination.shells[channel_of(tables, t, first, atom)], draft.orbits[atom]
         n_found = add_images(space, first, atom, shell + 0.5 * EDGE, 0)
         for pair in range(min(n_found, len(space.distances))):
             inside = min((shell - space.distances[pair]) / EDGE + 0.5, 1.0)
