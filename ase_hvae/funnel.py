@@ -143,9 +143,17 @@ class Funnel:
         A failed calculation leaves the candidate in the ranking. A child comes first, so that writing in this order
         and dying in between loses none.
         """
-        return [result for candidate in candidates for result in self._with_phonons(candidate)]
+        depth = self.source.config.phonons.children_depth
+        return [result for each in candidates for result in self._with_phonons(each, has_child=each.depth < depth)]
 
-    def _with_phonons(self, candidate: Candidate) -> list[Candidate]:
+    def phonons_alone(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Phonon frequencies and verdict of each, without children.
+
+        For crystals that count as duplicates until a child, lower in energy than what they repeat, changes that.
+        """
+        return [result for each in candidates for result in self._with_phonons(each, has_child=False)]
+
+    def _with_phonons(self, candidate: Candidate, *, has_child: bool) -> list[Candidate]:
         options = self.source.config.phonons
         try:
             result = phonons.compute(
@@ -166,7 +174,7 @@ class Funnel:
                     zero_point_energy=energies.zero_point_energy, harmonic_free_energy=energies.free_energy
                 )
             ]
-        if result.stable or candidate.depth == options.children_depth:
+        if result.stable or not has_child:
             return [candidate]
         try:
             return [self._child(candidate, result), candidate]

@@ -128,6 +128,9 @@ def _stages(funnel: Funnel, workers: Executor, database: CandidateDatabase, fold
             _write(database, funnel.compare(database.iterate(_rising(database, depth)), reference))
         with clock("phonons"):
             _advance("phonons", _for_phonons(config, database, depth), workers, database)
+    with clock("phonons"):
+        for depth in range(config.phonons.children_depth):  # what the children made new again
+            _advance("phonons_alone", _for_phonons(config, database, depth), workers, database)
     with clock("elasticity"):
         _advance("elasticity", _for_elasticity(config, database), workers, database)
     pending = [entry.index for entry in database.entries(status="pending")]
@@ -235,8 +238,8 @@ def _batched(candidates: Iterable[Candidate], size: int) -> Iterator[list[Candid
 
 def _without(task: str, candidate: Candidate, reason: str) -> Candidate:
     """The candidate when a stage gave no result; without phonons or elastic tensor it stays in the ranking."""
-    if task == "phonons":
-        return candidate.evolve(stage=task, phonon_failure=reason)
+    if task in ("phonons", "phonons_alone"):
+        return candidate.evolve(stage="phonons", phonon_failure=reason)
     if task == "elasticity":
         return candidate.evolve(stage=task, elastic_failure=reason)
     return candidate.failed(task, reason)

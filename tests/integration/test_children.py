@@ -61,6 +61,10 @@ def test_children_descend_from_unstable_crystals(finished_run):
     assert {c.index for c in unstable} == {c.parent for c in children} | {
         c.index for c in candidates.values() if c.child_failure is not None
     }
+    for depth in range(OPTIONS["children_depth"] + 1):
+        ranked = [c for c in candidates.values() if c.status == "ranked" and c.depth == depth and c.energy_above <= 1.0]
+        lowest = sorted(ranked, key=lambda c: c.energy_above)[: OPTIONS["n_phonons"]]
+        assert all(c.has_phonons for c in lowest)
     for candidate in candidates.values():
         assert candidate.status in ("ranked", "duplicate", "failed")
         if candidate.status == "duplicate":
@@ -185,6 +189,14 @@ def test_child_of_simple_cubic_copper_is_lower_and_depends_on_the_seed_only(copp
     assert lower.energy / len(lower.atoms) < parent.energy / len(parent.atoms) - 0.01
     grandchildren = funnel.phonons([lower])
     assert [candidate.depth for candidate in grandchildren] == [1]  # children_depth is 1
+
+
+def test_phonons_alone_make_no_child(copper):
+    funnel, simple_cubic = relaxed_simple_cubic(copper)
+    _, parent = funnel.phonons([simple_cubic])
+    (alone,) = funnel.phonons_alone([simple_cubic])
+    assert alone.stable is False
+    np.testing.assert_array_equal(alone.frequencies, parent.frequencies)
 
 
 def test_refused_mode_is_recorded(copper):
