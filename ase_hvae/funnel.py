@@ -144,16 +144,16 @@ class Funnel:
         and dying in between loses none.
         """
         depth = self.source.config.phonons.children_depth
-        return [result for each in candidates for result in self._with_phonons(each, has_child=each.depth < depth)]
+        return [result for each in candidates for result in self._with_phonons(each, with_child=each.depth < depth)]
 
     def phonons_alone(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Phonon frequencies and verdict of each, without children.
 
         For crystals that count as duplicates until a child, lower in energy than what they repeat, changes that.
         """
-        return [result for each in candidates for result in self._with_phonons(each, has_child=False)]
+        return [result for each in candidates for result in self._with_phonons(each, with_child=False)]
 
-    def _with_phonons(self, candidate: Candidate, *, has_child: bool) -> list[Candidate]:
+    def _with_phonons(self, candidate: Candidate, *, with_child: bool) -> list[Candidate]:
         options = self.source.config.phonons
         try:
             result = phonons.compute(
@@ -174,7 +174,7 @@ class Funnel:
                     zero_point_energy=energies.zero_point_energy, harmonic_free_energy=energies.free_energy
                 )
             ]
-        if result.stable or not has_child:
+        if result.stable or not with_child:
             return [candidate]
         try:
             return [self._child(candidate, result), candidate]

@@ -167,9 +167,12 @@ def make_draft(goal, n_channels, n_free, n_atoms, n_species):
 
 @part
 def add_neighbors(tables, t, first, n_placed, sign, space, coordination, draft, counts):
-    """Add `sign` times the neighbours that an orbit and other placed atoms have of each other in the first shells."""
+    """Add `sign` times the neighbours that an orbit and other placed atoms have of each other in the first shells.
+
+    Only where they cost anything.
+    """
     size, n_species = tables.orbit_size[t, first], len(coordination.least)
-    for atom in range(n_placed):
+    for atom in range(n_placed if draft.strictness[0] > 0 else 0):
         shell, orbit = coordination.shells[channel_of(tables, t, first, atom)], draft.orbits[atom]
         n_found = add_images(space, first, atom, shell + 0.5 * EDGE, 0)
         for pair in range(min(n_found, len(space.distances))):
@@ -193,7 +196,10 @@ def is_apart(tables, t, center, n_placed, limits, space):
 
 @part
 def add_orbit(tables, t, first, n_placed, sign, space, goal, draft, pairs):
-    """Add `sign` times the smeared pairs of an orbit with itself and other placed atoms."""
+    """Add `sign` times the smeared pairs of an orbit with itself and other placed atoms.
+
+    Returns False if atoms coincide.
+    """
     size, n_found = tables.orbit_size[t, first], 0
     n_points, n_side = len(draft.norms), (draft.peaks.shape[1] - 1) // 2
     reach = goal.origin + (n_points - 0.5 + n_side) * goal.step
@@ -216,9 +222,9 @@ def add_orbit(tables, t, first, n_placed, sign, space, goal, draft, pairs):
 
 
 @part
-def rdf_loss(tables, t, pairs, is_whole, volume, goal, draft):
+def rdf_loss(tables, t, pairs, n_placed, volume, goal, draft):
     """Return the weighted squared difference from the target, of a part of a crystal the excess only."""
-    loss, n_points = 0.0, len(draft.norms)
+    loss, n_points, is_whole = 0.0, len(draft.norms), n_placed == tables.n_atoms[t]
     for channel in range(tables.pair_counts.shape[1]):
         factor = volume / tables.pair_counts[t, channel]
         for point in range(n_points):
@@ -249,7 +255,7 @@ def neighbor_loss(tables, t, counts, n_placed, coordination, draft):
 def place_orbit(tables, t, first, n_placed, loss, volume, goal, state, space, coordination, draft):
     """Place an orbit beside `draft.others` in the best of random places, if that is below `loss`; the loss."""
     n_own, start = tables.n_own[t, first], tables.start[t, first]
-    last, is_whole = first + int(tables.orbit_size[t, first]), n_placed == tables.n_atoms[t]
+    last = first + int(tables.orbit_size[t, first])
     counts = draft.trial[len(goal.target) :]
     for q in range(n_own):
         draft.best_u[q] = draft.u[start + q]
@@ -266,7 +272,7 @@ def place_orbit(tables, t, first, n_placed, loss, volume, goal, state, space, co
             continue
         if not add_orbit(tables, t, first, n_placed, 1.0, space, goal, draft, draft.trial):
             continue
-        trial += rdf_loss(tables, t, draft.trial, is_whole, volume, goal, draft)
+        trial += rdf_loss(tables, t, draft.trial, n_placed, volume, goal, draft)
         if trial < loss:
             loss = trial
             draft.best[:] = draft.trial
