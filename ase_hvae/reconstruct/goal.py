@@ -20,7 +20,7 @@ class Limits:
     Attributes
     ----------
     min_distance : float or ndarray
-        Distances below this are pushed apart, shape (n_channels,) with several species; Å.
+        Distances below this are pushed apart, one or that of each channel, shape (n_channels,); Å.
     volume_per_atom : float
         Å^3.
     volume_tolerance : float
@@ -71,6 +71,7 @@ class Target:
             grid = np.arange(1, math.floor(settings.rmax / step) + 1) * step
             values = np.stack([_smoothed(rdf, settings, extra, grid) for rdf in np.atleast_2d(self.rdf)])
         inside = grid < min(rmax, settings.rmax - 2 * extra)
+        shortest = np.array(np.broadcast_to(np.asarray(limits.min_distance, float), len(values)))
         grid, values = grid[inside], values[:, inside].ravel()
         n_side = math.ceil(N_SIGMA * sigma / step)
         scale = float(((values - values.mean()) ** 2).sum())
@@ -83,7 +84,7 @@ class Target:
             target=np.ascontiguousarray(values),
             weights=np.full(len(values), 1 / max(scale, 1e-12)),
             each_atom=each_atom,
-            min_distance=np.atleast_1d(np.asarray(limits.min_distance, float)),
+            min_distance=shortest,
             volume_per_atom=float(limits.volume_per_atom),
             free_volume=0.9 * math.log1p(limits.volume_tolerance),  # the rest is for the compromise with the RDF
         )

@@ -171,6 +171,19 @@ def test_gradient_of_the_loss_agrees_with_finite_differences(monkeypatch, propos
         assert error < 2e-4 * scale
 
 
+def test_one_shortest_distance_is_that_of_every_pair_of_species(proposals):
+    """Compiled loops read one limit for each channel, whatever was passed."""
+    goal = target_of(RUTILE, 2.5).goal(sigma=0.3)
+    assert goal.min_distance.shape == (3,)
+    apart, own = (
+        descend_all(proposals, goal, 2),
+        descend_all(proposals, target_of(RUTILE, np.full(3, 2.5)).goal(sigma=0.3), 2),
+    )
+    np.testing.assert_array_equal(apart[1], own[1])
+    with pytest.raises(ValueError, match="shape"):
+        target_of(RUTILE, np.full(2, 2.5)).goal()
+
+
 def test_atoms_that_all_see_the_target_are_steered_by_the_same_loss(proposals):
     """Where the atoms of a species are equivalent, the mean is what each sees; elsewhere no mean is further off."""
     target = target_of(RUTILE)
@@ -180,7 +193,9 @@ def test_atoms_that_all_see_the_target_are_steered_by_the_same_loss(proposals):
     assert alike.any()
     assert not alike.all()
     np.testing.assert_allclose(losses[0][alike], losses[1][alike], rtol=1e-10)
-    assert (losses[0][~alike] < losses[1][~alike]).all()
+    nearer = losses[0][~alike] / losses[1][~alike]
+    assert nearer.max() < 1 + 1e-10  # equal where more symmetry than that of the space group makes atoms alike
+    assert nearer.min() < 0.9
 
 
 def test_a_crystal_alone_goes_the_same_way_as_among_others(proposals):
