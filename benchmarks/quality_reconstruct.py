@@ -40,6 +40,7 @@ from ase_hvae.reconstruct import Composition, WyckoffPrior, reconstruct
 from ase_hvae.reconstruct.coordination import first_shells
 from ase_hvae.reconstruct.drawing import draw
 from ase_hvae.reconstruct.goal import Limits, Target
+from ase_hvae.reconstruct.lattice import unlikely_translations
 from ase_hvae.reconstruct.propose import STRICTNESS
 from ase_hvae.reconstruct.tables import tabulate
 from ase_hvae.reconstruct.wyckoff import space_group
@@ -199,6 +200,7 @@ def screening_rate(n_atoms: int = 8, n_proposals: int = 50_000) -> float:
     diamond = next(atoms for atoms in load_known("Si") if atoms.info["name"] == "diamond")
     target = Target(radial_distribution(diamond), SETTINGS, Limits(2.0, 20.0, 0.1))
     goal, shells = target.goal(sigma=0.3, rmax=5.5), first_shells(target, Composition.parse("Si"))
+    unlikely = unlikely_translations(target, Composition.parse("Si"))
     strictness = np.full(n_proposals, STRICTNESS)
     tables = tabulate(list(islice(WyckoffPrior().draw((n_atoms,), np.random.default_rng(0)), 500)))
     template = np.arange(n_proposals) % 500
@@ -206,7 +208,7 @@ def screening_rate(n_atoms: int = 8, n_proposals: int = 50_000) -> float:
     times = []
     for seed in range(4):  # the first may compile
         start = time.process_time()
-        draw(tables, template, strictness, np.uint64(seed), 0, goal, shells, 0.1, cells, coordinates)
+        draw(tables, template, strictness, np.uint64(seed), 0, goal, shells, unlikely, 0.1, cells, coordinates)
         times.append(time.process_time() - start)
     return n_proposals / float(np.median(times[1:]))
 

@@ -1,5 +1,7 @@
 """Compiled proposals: a random cell, then orbit after orbit where the target's g(r) leaves room for it.
 
+Cells are drawn until one has lattice translations that the target has, too.
+
 An orbit is tried in several places. While others are missing, the place counts where the pairs so far exceed the target
 least; the last orbit, and each one when all are taken up and placed anew, goes where g(r) differs least. So the chance
 of a good start is a sum over the orbits instead of a product (compare the Liga algorithm, Juhás et al., Nature 440, 655
@@ -29,6 +31,7 @@ from ase_hvae.reconstruct.kernels import (
     shortest_translation,
     triangulate,
 )
+from ase_hvae.reconstruct.lattice import SPACING
 
 PLACES = np.array([1, 8, 16, 32])  # places tried for an orbit with that many free coordinates
 ROUNDS = 3  # of placing every orbit
@@ -36,6 +39,8 @@ VOLUMES = 0.5  # share of the window of volumes that proposals have
 ROOM = 0.05  # loss that is as good as none in a random place
 EDGE = 0.3  # width of the edge of a first shell; Å
 N_SHIFTS = 64  # tabulated places of a peak between two grid points
+CELLS = 64  # drawn for a proposal at most
+ALIKE = 0.06  # difference of translations that count as equally long; Å
 N_SIGMA = 3.0  # half width of a peak in units of sigma
 MAX_ANGLE = math.pi / 6  # largest deviation of a free cell angle from 90 degrees in a proposal
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -115,6 +120,40 @@ def draw_cell(tables, t, volume, shortest, state, cell):
         for x in range(3):
             shape[axis, x] *= length
     multiply(tables.primitive[t], shape, cell)
+
+
+@part
+def translation_loss(space, unlikely):
+    """Return how far a lattice has neighbours by translations that the target has not."""
+    loss, n_lengths = 0.0, unlikely.shape[1]
+    n_found = min(add_images(space, 0, 0, n_lengths * SPACING, 0), len(space.distances))
+    for k in range(n_found):
+        alike = 0
+        for other in range(n_found):
+            alike += abs(space.distances[k] - space.distances[other]) < ALIKE
+        length = min(int(space.distances[k] / SPACING), n_lengths - 1)
+        loss += unlikely[min(alike // 2, len(unlikely)) - 1, length] / alike
+    return loss
+
+
+@part
+def choose_cell(tables, t, goal, volume_tolerance, shortest, unlikely, state, space, cell):
+    """Fill in the first random cell whose translations the target has, or the likeliest of many; False if none is."""
+    least, trial = np.inf, np.zeros((3, 3))
+    for _ in range(CELLS):
+        deviation = VOLUMES * volume_tolerance * (2 * uniform(state) - 1)
+        draw_cell(tables, t, goal.volume_per_atom * tables.n_atoms[t] * (1 + deviation), shortest, state, trial)
+        if not triangulate(trial, space.lower, space.frame) or add_images(space, 0, 0, shortest, 0) != 0:
+            continue
+        loss = translation_loss(space, unlikely)
+        if loss < least:
+            least = loss
+            for row in range(3):
+                for x in range(3):
+                    cell[row, x] = trial[row, x]
+        if least == 0:
+            break
+    return math.isfinite(least) and triangulate(cell, space.lower, space.frame)
 
 
 class Draft(NamedTuple):
@@ -314,10 +353,11 @@ def place_orbits(tables, t, volume, goal, state, space, coordination, draft):
 
 
 @compiled
-def draw(tables, template, strictness, seed, first, goal, coordination, volume_tolerance, cells, coordinates):
+def draw(tables, template, strictness, seed, first, goal, coordination, unlikely, volume_tolerance, cells, coordinates):
     """Draw proposals `first`, `first` + 1, ... of the given templates into `cells` and `coordinates`.
 
-    A neighbour too many or too few at every atom costs `strictness`, shape (n_proposals,). Returns the loss of each,
+    A neighbour too many or too few at every atom costs `strictness`, shape (n_proposals,); `unlikely` is the table of
+    `ase_hvae.reconstruct.lattice`. Returns the loss of each,
     shape (n_proposals,): the weighted squared difference of its g(r) from the goal's and what its neighbours cost;
     infinite if two atoms are closer than the goal's shortest distance of such a pair.
     """
@@ -330,11 +370,9 @@ def draw(tables, template, strictness, seed, first, goal, coordination, volume_t
         t, cell = template[index], cells[index]
         start_stream(seed, first + index, state)
         draft.strictness[0] = strictness[index]
-        deviation = VOLUMES * volume_tolerance * (2 * uniform(state) - 1)
-        volume = goal.volume_per_atom * tables.n_atoms[t] * (1 + deviation)
-        draw_cell(tables, t, volume, shortest, state, cell)
-        if not triangulate(cell, space.lower, space.frame) or add_images(space, 0, 0, shortest, 0) != 0:
+        if not choose_cell(tables, t, goal, volume_tolerance, shortest, unlikely, state, space, cell):
             continue
+        volume = abs(determinant(cell))
         losses[index] = place_orbits(tables, t, volume, goal, state, space, coordination, draft)
         for q in range(tables.n_free[t]):
             coordinates[index, q] = draft.u[q] if math.isfinite(losses[index]) else 0.0

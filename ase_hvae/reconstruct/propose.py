@@ -29,6 +29,7 @@ def propose(
     n_proposals: int,
     goal: Goal,
     coordination: Coordination,
+    unlikely: np.ndarray,
     volume_tolerance: float,
     rng: np.random.Generator,
 ) -> tuple[Crystals, np.ndarray]:
@@ -44,6 +45,8 @@ def propose(
         What to compare with, and the limits.
     coordination : Coordination
         Neighbours that atoms should have; crystals in which species have sites of several kinds need not.
+    unlikely : ndarray
+        Lattice translations that the target has not, the table of `ase_hvae.reconstruct.lattice`.
     volume_tolerance : float
         Relative half-width of the window of volumes.
     rng : numpy Generator
@@ -72,5 +75,5 @@ def propose(
     cells = np.zeros((n_proposals, 3, 3))
     coordinates = np.zeros((n_proposals, int(tables.n_free.max())))
     seed = np.uint64(rng.integers(2**63))
-    losses = draw(tables, numbers, strict, seed, 0, goal, coordination, volume_tolerance, cells, coordinates)
+    losses = draw(tables, numbers, strict, seed, 0, goal, coordination, unlikely, volume_tolerance, cells, coordinates)
     return Crystals(tuple(drawn), tables, numbers, cells, coordinates), losses

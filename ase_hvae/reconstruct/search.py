@@ -14,8 +14,9 @@ from ase_hvae.errors import ReconstructionError
 from ase_hvae.rdf import RDFSettings
 from ase_hvae.reconstruct.accept import distinct, keeps_space_group, pearson_distances
 from ase_hvae.reconstruct.composition import Composition
-from ase_hvae.reconstruct.coordination import Coordination, first_shells
+from ase_hvae.reconstruct.coordination import first_shells
 from ase_hvae.reconstruct.goal import Limits, Target
+from ase_hvae.reconstruct.lattice import unlikely_translations
 from ase_hvae.reconstruct.prior import WyckoffPrior
 from ase_hvae.reconstruct.propose import propose
 from ase_hvae.reconstruct.screen import choose, exact_rdfs, min_distances
@@ -141,7 +142,7 @@ def reconstruct(
     limits = Limits(distances, volume_per_atom, volume_tolerance)
     target = Target(rdf, settings, limits)
     templates = (prior or WyckoffPrior()).draw(sizes, rng, formula)
-    steered, counts = _search(target, first_shells(target, formula), templates, n_proposals, n_steered, rng)
+    steered, counts = _search(target, formula, templates, n_proposals, n_steered, rng)
     crystals = _accept(steered, target, threshold, formula.species, counts)
     return ReconstructionResult(crystals, MappingProxyType(counts))
 
@@ -168,7 +169,7 @@ def default_min_distances(
 
 def _search(
     target: Target,
-    shells: Coordination,
+    composition: Composition,
     templates: Iterator[Template],
     n_proposals: int,
     n_steered: int,
@@ -176,7 +177,8 @@ def _search(
 ) -> tuple[Steered, dict[str, int]]:
     """Propose, screen and steer; crystals at the end of steering and what became of the others."""
     rough = target.goal(sigma=SCREEN_SIGMA, rmax=SCREEN_RMAX)
-    proposals, losses = propose(templates, n_proposals, rough, shells, target.limits.volume_tolerance, rng)
+    hints = first_shells(target, composition), unlikely_translations(target, composition)
+    proposals, losses = propose(templates, n_proposals, rough, *hints, target.limits.volume_tolerance, rng)
     chosen = choose(proposals, losses)
     n_screened = int(np.isfinite(losses).sum())
     steered = steer(proposals.select(chosen), target, n_kept=n_steered)
