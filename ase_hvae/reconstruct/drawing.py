@@ -39,7 +39,7 @@ VOLUMES = 0.5  # share of the window of volumes that proposals have
 ROOM = 0.05  # loss that is as good as none in a random place
 EDGE = 0.3  # width of the edge of a first shell; Å
 N_SHIFTS = 64  # tabulated places of a peak between two grid points
-CELLS = 64  # drawn for a proposal at most
+CELLS = 16  # drawn for a proposal at most
 ALIKE = 0.06  # difference of translations that count as equally long; Å
 N_SIGMA = 3.0  # half width of a peak in units of sigma
 MAX_ANGLE = math.pi / 6  # largest deviation of a free cell angle from 90 degrees in a proposal
@@ -123,8 +123,8 @@ def draw_cell(tables, t, volume, shortest, state, cell):
 
 
 @part
-def translation_loss(space, unlikely):
-    """Return how far a lattice has neighbours by translations that the target has not."""
+def translation_loss(space, unlikely, enough):
+    """Return how far a lattice has neighbours by translations that the target has not; `enough` or more beyond that."""
     loss, n_lengths = 0.0, unlikely.shape[1]
     n_found = min(add_images(space, 0, 0, n_lengths * SPACING, 0), len(space.distances))
     for k in range(n_found):
@@ -133,6 +133,8 @@ def translation_loss(space, unlikely):
             alike += abs(space.distances[k] - space.distances[other]) < ALIKE
         length = min(int(space.distances[k] / SPACING), n_lengths - 1)
         loss += unlikely[min(alike // 2, len(unlikely)) - 1, length] / alike
+        if loss >= enough:
+            break
     return loss
 
 
@@ -145,7 +147,7 @@ def choose_cell(tables, t, goal, volume_tolerance, shortest, unlikely, state, sp
         draw_cell(tables, t, goal.volume_per_atom * tables.n_atoms[t] * (1 + deviation), shortest, state, trial)
         if not triangulate(trial, space.lower, space.frame) or add_images(space, 0, 0, shortest, 0) != 0:
             continue
-        loss = translation_loss(space, unlikely)
+        loss = translation_loss(space, unlikely, least)
         if loss < least:
             least = loss
             for row in range(3):
@@ -357,9 +359,9 @@ def draw(tables, template, strictness, seed, first, goal, coordination, unlikely
     """Draw proposals `first`, `first` + 1, ... of the given templates into `cells` and `coordinates`.
 
     A neighbour too many or too few at every atom costs `strictness`, shape (n_proposals,); `unlikely` is the table of
-    `ase_hvae.reconstruct.lattice`. Returns the loss of each,
-    shape (n_proposals,): the weighted squared difference of its g(r) from the goal's and what its neighbours cost;
-    infinite if two atoms are closer than the goal's shortest distance of such a pair.
+    `ase_hvae.reconstruct.lattice`. Returns the loss of each, shape (n_proposals,): the weighted squared difference of
+    its g(r) from the goal's and what its neighbours cost; infinite if two atoms are closer than the goal's shortest
+    distance of such a pair.
     """
     losses, state = np.full(len(template), np.inf), np.zeros(1, np.uint64)
     n_atoms = tables.orbit_size.shape[1]
