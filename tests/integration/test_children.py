@@ -19,7 +19,7 @@ from ase_hvae.report import describe
 from ase_hvae.structures import check_structure
 
 OPTIONS = {
-    "seed": 3, "n": 6, "natoms": "1-4", "n_phonons": 4, "phonon_window": 1000.0, "min_length": 6.0, "n_elastic": 1,
+    "seed": 2, "n": 6, "natoms": "1-4", "n_phonons": 4, "phonon_window": 1000.0, "min_length": 6.0, "n_elastic": 1,
     "child_atoms": 8, "temperature": 300.0, "children_depth": 2, "n_proposals": 300, "pearson_threshold": 0.4,
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from ase_hvae.database import RunFolder
 from ase_hvae.errors import RunFolderError
 
 OPTIONS = {
-    "n": 8, "natoms": "1-4", "seed": 3, "n_proposals": 300, "n_phonons": 4, "phonon_window": 1000.0,
+    "n": 8, "natoms": "1-4", "seed": 13, "n_proposals": 300, "n_phonons": 4, "phonon_window": 1000.0,
     "min_length": 6.0, "child_atoms": 8, "n_elastic": 1,
 }  # fmt: skip
 KILLS = 20
