@@ -31,7 +31,7 @@ from ase_hvae.reconstruct.kernels import (
     shortest_translation,
     triangulate,
 )
-from ase_hvae.reconstruct.lattice import SPACING
+from ase_hvae.reconstruct.lattice import ALIKE, SPACING
 
 PLACES = np.array([1, 8, 16, 32])  # places tried for an orbit with that many free coordinates
 ROUNDS = 3  # of placing every orbit
@@ -40,7 +40,6 @@ ROOM = 0.05  # loss that is as good as none in a random place
 EDGE = 0.3  # width of the edge of a first shell; Å
 N_SHIFTS = 64  # tabulated places of a peak between two grid points
 CELLS = 16  # drawn for a proposal at most
-ALIKE = 0.06  # difference of translations that count as equally long; Å
 N_SIGMA = 3.0  # half width of a peak in units of sigma
 MAX_ANGLE = math.pi / 6  # largest deviation of a free cell angle from 90 degrees in a proposal
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

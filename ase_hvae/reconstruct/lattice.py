@@ -12,6 +12,7 @@ from ase_hvae.reconstruct.composition import Composition
 from ase_hvae.reconstruct.goal import Target
 
 SPACING = 0.01  # of tabulated lengths; Å
+ALIKE = 0.06  # difference of translations that count as equally long; Å
 MULTIPLES = 6  # translations of equal length that are told apart, as the three of a cube
 MISSING = 0.01  # share of a translation's peak that may exceed the target's g(r), for rounding
 LENGTH = 3.0  # a translation of this length costs as much as its peak exceeds the target, longer ones less; Å

@@ -16,7 +16,7 @@ from ase_hvae.rdf import RDFSettings, radial_distribution
 from ase_hvae.reconstruct import Composition, WyckoffPrior, default_min_distances, reconstruct
 from ase_hvae.reconstruct.accept import distinct, keeps_space_group
 from ase_hvae.reconstruct.combinations import canonical, draw_choice, feasible, least_atoms
-from ase_hvae.reconstruct.coordination import first_shells
+from ase_hvae.reconstruct.coordination import Coordination, first_shells
 from ase_hvae.reconstruct.drawing import EDGE, draw
 from ase_hvae.reconstruct.goal import Limits, Target
 from ase_hvae.reconstruct.lattice import unlikely_translations
@@ -39,15 +39,16 @@ def target_of(atoms: Atoms, min_distance: float = 2.0, tolerance: float = 0.1) -
     return Target(radial_distribution(atoms), SETTINGS, limits)
 
 
+def hints_of(target: Target) -> tuple[Coordination, np.ndarray]:
+    return first_shells(target, SILICON), unlikely_translations(target, SILICON)
+
+
 @pytest.fixture(scope="module")
 def proposals() -> Crystals:
     """60 proposals without short distances, of as many templates as possible."""
     prior, rng = WyckoffPrior(spacegroups=SOME_GROUPS), np.random.default_rng(3)
     target = target_of(bulk("Si", a=(8 * 20.0) ** (1 / 3)))
-    goal, hints = (
-        target.goal(sigma=0.3, rmax=5.5),
-        (first_shells(target, SILICON), unlikely_translations(target, SILICON)),
-    )
+    goal, hints = target.goal(sigma=0.3, rmax=5.5), hints_of(target)
     crystals, distances = propose(prior.draw(range(1, 9), rng), 8000, goal, *hints, 0.1, rng)
     apart = np.flatnonzero(np.isfinite(distances))
     first = apart[np.unique(crystals.template[apart], return_index=True)[1]]
@@ -205,10 +206,7 @@ def test_a_crystal_alone_goes_the_same_way_as_among_a_thousand(proposals):
 
 def test_a_proposal_is_the_same_whatever_is_drawn_beside_it(proposals):
     target, tables = target_of(DIAMOND), proposals.tables
-    goal, hints = (
-        target.goal(sigma=0.3, rmax=5.5),
-        (first_shells(target, SILICON), unlikely_translations(target, SILICON)),
-    )
+    goal, hints = target.goal(sigma=0.3, rmax=5.5), hints_of(target)
     strictness = np.where(np.arange(1000) % 3, 0.5, 0.0)
     template_of = np.arange(1000) % len(proposals.templates)
 

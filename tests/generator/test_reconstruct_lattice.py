@@ -13,7 +13,7 @@ from ase_hvae.rdf import RDFSettings, radial_distribution
 from ase_hvae.reconstruct import Composition, WyckoffPrior
 from ase_hvae.reconstruct.coordination import first_shells
 from ase_hvae.reconstruct.goal import Limits, Target
-from ase_hvae.reconstruct.lattice import SPACING, unlikely_translations
+from ase_hvae.reconstruct.lattice import ALIKE, SPACING, unlikely_translations
 from ase_hvae.reconstruct.propose import propose
 from ase_hvae.symmetry import primitive
 
@@ -34,7 +34,7 @@ def translations(cell: np.ndarray, longest: float) -> tuple[np.ndarray, np.ndarr
     points = np.array(list(itertools.product(range(-6, 7), repeat=3)))
     lengths = np.linalg.norm(points[np.any(points != 0, axis=1)] @ cell, axis=1)
     lengths = lengths[lengths < longest]
-    return lengths, (np.abs(lengths[:, None] - lengths) < 0.06).sum(1) // 2
+    return lengths, (np.abs(lengths[:, None] - lengths) < ALIKE).sum(1) // 2
 
 
 @pytest.mark.parametrize("atoms", [RUTILE, bulk("NaCl", "rocksalt", 5.64), bulk("Si"), *SILICON], ids=str)
