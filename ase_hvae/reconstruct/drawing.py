@@ -23,6 +23,7 @@ from ase_hvae.reconstruct.kernels import (
     channel_of,
     compiled,
     determinant,
+    is_near,
     make_space,
     multiply,
     part,
@@ -225,11 +226,14 @@ def add_neighbors(tables, t, first, n_placed, sign, space, coordination, draft, 
 
 
 @part
-def is_apart(tables, t, center, n_placed, limits, space):
-    """Tell whether an atom is as far as the limits ask from the images of all others placed."""
+def place_apart(tables, t, first, last, n_placed, u, limits, space):
+    """Place an orbit, atom by atom; False as soon as its first atom is closer to another than the limits allow."""
+    place_atoms(tables, t, first, first + 1, u, space)
     for step in range(1, n_placed):
-        atom = (center + step) % n_placed  # its own orbit first, which is in the way most often
-        if add_images(space, center, atom, limits[channel_of(tables, t, center, atom)], 0) != 0:
+        atom = (first + step) % n_placed  # its own orbit first, which is in the way most often
+        if atom < last and step < last - first:
+            place_atoms(tables, t, atom, atom + 1, u, space)
+        if is_near(space, first, atom, limits[channel_of(tables, t, first, atom)]):
             return False
     return True
 
@@ -302,8 +306,7 @@ def place_orbit(tables, t, first, n_placed, loss, volume, goal, state, space, co
     for _ in range(PLACES[n_own]):
         for q in range(n_own):
             draft.u[start + q] = uniform(state)
-        place_atoms(tables, t, first, last, draft.u, space)
-        if not is_apart(tables, t, first, n_placed, goal.min_distance, space):
+        if not place_apart(tables, t, first, last, n_placed, draft.u, goal.min_distance, space):
             continue
         draft.trial[:] = draft.others
         add_neighbors(tables, t, first, n_placed, 1.0, space, coordination, draft, counts)

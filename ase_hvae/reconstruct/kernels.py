@@ -194,6 +194,28 @@ def add_images(space, i, j, cutoff, n_found):
 
 
 @part
+def is_near(space, i, j, cutoff):
+    """Tell whether an image of atom j is closer to atom i, another one, than the cutoff."""
+    lower, squared = space.lower, cutoff * cutoff
+    a, b, c = lower[0, 0], lower[1, 1], lower[2, 2]
+    per_a, per_b, per_c = 1 / a, 1 / b, 1 / c
+    s0 = space.scaled[j, 0] - space.scaled[i, 0]
+    s1 = space.scaled[j, 1] - space.scaled[i, 1]
+    s2 = space.scaled[j, 2] - space.scaled[i, 2]
+    reach = cutoff * per_c
+    for k2 in range(math.ceil(-reach - s2), math.floor(reach - s2) + 1):
+        z = (s2 + k2) * c
+        middle, half = -(s2 + k2) * lower[2, 1] * per_b - s1, math.sqrt(max(squared - z * z, 0.0)) * per_b
+        for k1 in range(math.ceil(middle - half), math.floor(middle + half) + 1):
+            y = (s1 + k1) * b + (s2 + k2) * lower[2, 1]
+            x = (s1 + k1) * lower[1, 0] + (s2 + k2) * lower[2, 0] + s0 * a
+            x -= math.floor(x * per_a + 0.5) * a  # the nearest on this line
+            if x * x + y * y + z * z < squared:
+                return True
+    return False
+
+
+@part
 def find_pairs(tables, t, space, cutoff):
     """List the pairs up to `cutoff` around the first atom of each orbit; -1 if atoms coincide or there is no room."""
     n_found = 0
