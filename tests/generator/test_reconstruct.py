@@ -19,6 +19,7 @@ from ase_hvae.reconstruct.combinations import canonical, draw_choice, feasible, 
 from ase_hvae.reconstruct.coordination import Coordination, first_shells
 from ase_hvae.reconstruct.drawing import EDGE, draw
 from ase_hvae.reconstruct.goal import Limits, Target
+from ase_hvae.reconstruct.kernels import is_near, make_space, triangulate
 from ase_hvae.reconstruct.lattice import unlikely_translations
 from ase_hvae.reconstruct.propose import STRICTNESS, n_proposals_of, propose
 from ase_hvae.reconstruct.screen import choose, exact_rdfs, min_distances
@@ -146,6 +147,23 @@ def test_compiled_rdf_agrees_with_the_one_of_atoms(proposals):
 def test_shortest_distances_agree_with_those_of_atoms(proposals):
     reference = [min(min_distance(proposals.atoms(i, "Si")), 2.2) for i in range(len(proposals))]
     np.testing.assert_allclose(min_distances(proposals, 2.2)[:, 0], reference, atol=1e-9)
+
+
+def test_an_atom_is_near_another_where_their_shortest_distance_is_below_the_cutoff():
+    """In narrow and skewed cells, too, where rounding scaled coordinates does not find the nearest image."""
+    rng, space, images = np.random.default_rng(0), make_space(2, 1, 0), np.indices((31, 31, 31)).reshape(3, -1).T - 15
+    answers = []
+    while len(answers) < 200:
+        cell = rng.normal(size=(3, 3)) * rng.uniform(0.5, 6, 3)[:, None]
+        if np.linalg.norm(np.linalg.inv(cell), axis=0).max() > 2:  # lattice planes closer than 0.5 Å
+            continue
+        assert triangulate(cell, space.lower, space.frame)
+        space.scaled[:] = rng.uniform(-2, 2, (2, 3))
+        distances = np.linalg.norm((space.scaled[1] - space.scaled[0] + images) @ cell, axis=1)
+        cutoff = rng.uniform(0.5, 2.5)
+        answers.append(is_near(space, 0, 1, cutoff))
+        assert answers[-1] == (distances.min() < cutoff)
+    assert 50 < sum(answers) < 150
 
 
 def test_loss_of_each_atom_is_that_of_what_it_sees(monkeypatch, proposals):
