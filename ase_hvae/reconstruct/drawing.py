@@ -231,7 +231,7 @@ def place_apart(tables, t, first, last, n_placed, u, limits, space):
     place_atoms(tables, t, first, first + 1, u, space)
     for step in range(1, n_placed):
         atom = (first + step) % n_placed  # its own orbit first, which is in the way most often
-        if atom < last and step < last - first:
+        if step < last - first:
             place_atoms(tables, t, atom, atom + 1, u, space)
         if is_near(space, first, atom, limits[channel_of(tables, t, first, atom)]):
             return False
