@@ -93,7 +93,7 @@ def check_same(folder: Path, whole: Path) -> None:
 def test_killed_at_twenty_moments(whole: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", DRIVER, json.dumps(OPTIONS), str(tmp_path), str(KILLS)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=True)
     kills, finished = map(int, result.stdout.split())
     assert kills >= KILLS
     for number in range(finished):
