@@ -14,16 +14,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError, ReadError
-from ase.io import iread
 
 from maise_bridge.depo import Category, read_category, read_depo
 from maise_bridge.filters import Filters, physical_rows, recorded_rows
+from maise_bridge.fingerprints import Fingerprints
+from maise_bridge.structure_files import read_structures
 
 logger = logging.getLogger(__name__)
 
 _SPREAD = 50.0  # eV/atom between the lowest and highest label: beyond it, units are suspect
 _LARGEST_FORCE = 200.0  # eV/Å
-_AGREEMENT = 2e-3  # eV/atom: what two labels of one structure at one k spacing may differ by
+_SAME = 1e-6  # of fingerprints: coordinates that were rounded to 1e-7 Å
+_AGREEMENT = 2e-3  # eV/atom: what two labels of one structure with one mesh of k points may differ by
+_MESHES = 0.1  # eV/atom: the same, with two meshes
 _PROCEDURE = ("kspacing", "small", "convergence", "maxiter", "eigensolver", "mixer", "parallel", "nbands", "txt")
 
 
@@ -111,8 +114,8 @@ def read_labels(
 ) -> Labels:
     """Read labelled structures and check them.
 
-    Repeated structures are kept once: of two k spacings the finer one, of one k spacing the first, and of an auxiliary
-    row and another the other.
+    Crystals that repeat, in whatever cell, orientation and order of atoms, are kept once: of two k spacings the finer
+    one, of one k spacing the first, and of an auxiliary row and another the other.
 
     Parameters
     ----------
@@ -131,8 +134,9 @@ def read_labels(
     ------
     LabelError
         If a file is missing or empty, or a row lacks energy or forces, is not finite, seems to be in other
-        units, repeats an earlier structure with another energy, or records another program, functional or
-        cutoff than the others; file and index are named. If the filters leave nothing, or all rows are auxiliary.
+        units, repeats an earlier structure with another energy by the same mesh of k points, or records another
+        program, functional or cutoff than the others; file and index are named. If the filters leave nothing, or
+        all rows are auxiliary.
     """
     files = [paths] if isinstance(paths, str | Path) else list(paths)
     rows = [row for path in files for row in _read_file(Path(path))]
@@ -212,7 +216,7 @@ def _frames(path: Path) -> Iterator[tuple[Atoms, str, str]]:
         for source, atoms in read_depo(path):
             yield atoms, source, f"{path}/{atoms.info['config_type']}"
     else:
-        for index, atoms in enumerate(iread(path, ":")):
+        for index, atoms in enumerate(read_structures(path)):
             yield atoms, f"{path}, structure {index}", str(path)
 
 
@@ -334,22 +338,34 @@ def _check_units(labels: Labels) -> None:
 
 def _without_repeats(labels: Labels) -> list[int]:
     """Rows to keep; raises on contradictions."""
-    seen: dict[bytes, int] = {}
+    seen, chosen = Fingerprints(_SAME), dict[int, int]()
+    gaps: list[tuple[float, str]] = []
     for row in map(int, np.argsort(labels.auxiliary, kind="stable")):  # these after all others
-        atoms = labels.structures[row]
-        cell, places = np.round(atoms.cell.array, 4), np.round(atoms.get_scaled_positions(), 4) % 1.0
-        key = (cell + 0.0).tobytes() + (places + 0.0).tobytes() + atoms.numbers.tobytes()
-        first = seen.setdefault(key, row)
+        crystal = seen.number(labels.structures[row])
+        first = chosen.setdefault(crystal, row)
         if first == row:
             continue
-        same = labels.spacings[first] == labels.spacings[row] or np.isnan(labels.spacings[[first, row]]).all()
         gap = abs(labels.energies_per_atom[first] - labels.energies_per_atom[row])
         of_one_method = labels.auxiliary[first] == labels.auxiliary[row]
-        if same and of_one_method and gap > _AGREEMENT:
-            raise LabelError(
-                f"{labels.sources[row]}: repeats {labels.sources[first]} with an energy {gap:.4f} eV/atom away"
-            )
+        if of_one_method and gap > _AGREEMENT:
+            said = f"{labels.sources[row]}: repeats {labels.sources[first]} with an energy {gap:.4f} eV/atom away"
+            if gap > _MESHES or _one_mesh(labels, first, row):
+                raise LabelError(said)
+            gaps.append((gap, said))
         logger.info("%s repeats %s: one is left out", labels.sources[row], labels.sources[first])
         if of_one_method and labels.spacings[row] < labels.spacings[first]:
-            seen[key] = row
-    return sorted(seen.values())
+            chosen[crystal] = row
+    if gaps:
+        logger.warning(
+            "%d crystals have labels by two meshes of k points, energies more than %g eV/atom apart: of each the finer "
+            "is kept, or the first; most differ: %s",
+            len(gaps), _AGREEMENT, max(gaps)[1],
+        )  # fmt: skip
+    return sorted(chosen.values())
+
+
+def _one_mesh(labels: Labels, one: int, other: int) -> bool:
+    """Whether two rows of one crystal have the same mesh of k points: one spacing, or none, in one cell."""
+    first, second = labels.structures[one].cell.array, labels.structures[other].cell.array
+    spacings = labels.spacings[[one, other]]
+    return bool(np.allclose(first, second, atol=1e-4) and (spacings[0] == spacings[1] or np.isnan(spacings).all()))

@@ -11,16 +11,13 @@ import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
 
+from maise_bridge.fingerprints import RANGE, Fingerprints, pair_distances, reduced_formula
 from maise_bridge.labelling import structure_id
-from maise_bridge.neighbors import neighbor_list
 from maise_bridge.sampling_families import FAMILIES, Parent
 
 logger = logging.getLogger(__name__)
 CLOSEST = 0.75  # of the shortest distance between the same species in the known crystals
 _ATTEMPTS = 40  # draws per structure wanted
-_RANGE = 6.0  # Å, of fingerprints
-_SMEARING = 0.1  # Å
-_SAME = 2e-4  # largest relative difference between fingerprints of one crystal
 _TAG = re.compile(rf"^({'|'.join(tag for _, tag, _ in FAMILIES.values())})_")
 _Key = tuple[int, int]
 
@@ -117,64 +114,18 @@ def shortest_distances(structures: Sequence[Atoms]) -> dict[_Key, float]:
     """Shortest distance between atoms of each pair of atomic numbers, smaller first; Å."""
     shortest: dict[_Key, float] = {}
     for atoms in structures:
-        for key, lengths in _distances(atoms, _RANGE).items():
+        for key, lengths in pair_distances(atoms, RANGE).items():
             shortest[key] = min(shortest.get(key, np.inf), float(lengths.min()))
     return shortest
 
 
 def too_close(atoms: Atoms, limits: Mapping[_Key, float], closest: float) -> bool:
     """Whether two atoms are closer than `closest` times their limit (Å), or the sum of covalent radii without one."""
-    for (first, second), lengths in _distances(atoms, _RANGE).items():
+    for (first, second), lengths in pair_distances(atoms, RANGE).items():
         limit = limits.get((first, second), covalent_radii[first] + covalent_radii[second])
         if lengths.min() < closest * limit:
             return True
     return False
-
-
-class Fingerprints:
-    """Crystals seen so far, recognized in any cell, orientation and order of atoms by their distances."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, list[np.ndarray]] = {}
-
-    def add(self, atoms: Atoms) -> bool:
-        """Remember a crystal; False if it was seen before."""
-        vectors = self._seen.setdefault(_composition(atoms), [])
-        vector = _fingerprint(atoms)
-        if any(np.abs(vector - other).max() < _SAME * max(vector.max(), other.max()) for other in vectors):
-            return False
-        vectors.append(vector)
-        return True
-
-
-def _composition(atoms: Atoms) -> str:
-    """Reduced formula, the same for any order of the atoms."""
-    return atoms.symbols.formula.reduce()[0].format("metal")
-
-
-def _fingerprint(atoms: Atoms) -> np.ndarray:
-    """Smeared counts of distances per atom, for all pairs of species; smooth in the positions."""
-    grid = np.arange(0.0, _RANGE, _SMEARING)
-    kinds = np.unique(atoms.numbers)
-    distances = _distances(atoms, _RANGE)
-    rows = [np.full(1, len(atoms) / atoms.get_volume())]
-    for first in kinds:
-        for second in kinds[kinds >= first]:
-            lengths = distances.get((int(first), int(second)), np.empty(0))
-            weights = 0.5 * (1.0 + np.cos(np.pi * lengths / _RANGE)) / len(atoms)
-            rows.append(weights @ np.exp(-0.5 * ((lengths[:, None] - grid) / _SMEARING) ** 2))
-    return np.concatenate(rows)
-
-
-def _distances(atoms: Atoms, cutoff: float) -> dict[_Key, np.ndarray]:
-    """Distances up to a cutoff (Å) by atomic numbers, smaller first."""
-    neighbors = neighbor_list([atoms], cutoff)
-    lengths = np.sqrt(neighbors.measured[1])
-    bonds = neighbors.topology
-    pairs = np.sort(atoms.numbers[np.stack([bonds.centre, bonds.neighbour], axis=1)], axis=1)
-    within = lengths < cutoff
-    kinds = [tuple(kind) for kind in np.unique(pairs[within], axis=0).tolist()]
-    return {(kind[0], kind[1]): lengths[within & (pairs == kind).all(axis=1)] for kind in kinds}
 
 
 def _check(n: int, max_atoms: int, families: Sequence[str], closest: float) -> None:
@@ -251,7 +202,7 @@ def _draw(
         if atoms is None or too_close(atoms, limits, closest) or not seen.add(atoms):
             continue
         group = atoms.info.pop("space_group", None)
-        origin = parent.name if group is None else f"{_composition(atoms)}_{group}"
+        origin = parent.name if group is None else f"{reduced_formula(atoms)}_{group}"
         atoms.info = {"config_type": f"{tag}_{origin}", "parent": parent.name}
         drawn.append(atoms)
         if len(drawn) == count:

@@ -119,14 +119,13 @@ def _read_file(file: str, index: str) -> list[Structure]:
 
 
 def _read_all(file: str) -> list[Atoms]:
-    from ase.io import read
-
+    from maise_bridge.structure_files import read_structures
     from maise_bridge.trajectory import is_maise_outcar, read_trajectory
 
     if Path(file).is_file() and is_maise_outcar(file):
         return read_trajectory(file)
     try:
-        return list(read(file, ":"))
+        return list(read_structures(file))
     except Exception as error:  # ASE's readers raise whatever the text led them to
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the system, with the name of the file

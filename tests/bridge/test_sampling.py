@@ -14,8 +14,9 @@ from ase.io import read, write
 from maise_bridge import MaisePotential, read_model, write_model
 from maise_bridge.cli import main
 from maise_bridge.families import find_families
+from maise_bridge.fingerprints import Fingerprints
 from maise_bridge.labelling import structure_id
-from maise_bridge.sampling import Fingerprints, sample_pool, shortest_distances, too_close
+from maise_bridge.sampling import sample_pool, shortest_distances, too_close
 from maise_bridge.sampling_active import Opinion, ask_committee, farthest_points, mean_descriptors, select_structures
 from maise_bridge.sampling_families import FAMILIES, Parent, supercell
 

@@ -7,16 +7,18 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, make_supercell
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.filters import FrechetCellFilter
 from ase.io import write
+from ase.io.formats import open_with_compression
 from ase.optimize import FIRE
 
 from maise_bridge import MaiseCalculator, MaisePotential, read_model
@@ -137,6 +139,48 @@ def test_finer_k_spacing_replaces_a_coarser_label(tmp_path) -> None:
     write(tmp_path / "two.extxyz", [coarse, fine], format="extxyz")
     kept = read_labels(tmp_path / "two.extxyz")
     assert kept.spacings.tolist() == [0.25]
+
+
+def test_a_crystal_labelled_again_in_another_cell_is_a_repeat(tmp_path, caplog) -> None:
+    rng = np.random.default_rng(3)
+    crystal, other = (bulk("Si", a=5.5, cubic=True) for _ in range(2))
+    for atoms in (crystal, other):
+        atoms.positions += rng.normal(scale=0.05, size=(8, 3))
+    turned = make_supercell(crystal, [[1, 1, 0], [0, 1, 0], [1, 0, 1]])[[3, 1, 0, 2, 7, 5, 6, 4]]
+    turned.rotate(40, (1, 2, 3), rotate_cell=True)
+    moved = crystal.copy()
+    moved.positions[0, 0] += 1e-3
+    coarse, fine = labelled(crystal, "a"), labelled(turned, "again")
+    assert fine.get_potential_energy() == pytest.approx(coarse.get_potential_energy(), abs=1e-6)
+    fine.info["kspacing"] = 0.14
+    fine.calc.results["energy"] += 0.08  # by the mesh, 0.01 eV/atom
+    rows = [coarse, labelled(other, "b"), fine, labelled(moved, "c")]
+    write(tmp_path / "labels.extxyz", rows, format="extxyz")
+    with caplog.at_level("WARNING"):
+        kept = read_labels(tmp_path / "labels.extxyz")
+    assert kept.tags == ("b", "again", "c")
+    assert kept.removed["repeats"] == 1
+    assert "structure 2: repeats" in caplog.text
+    assert "structure 0 with an energy 0.0100 eV/atom away" in caplog.text
+    fine.calc.results["energy"] += 0.8
+    write(tmp_path / "labels.extxyz", rows, format="extxyz")
+    with pytest.raises(LabelError, match=r"structure 2: repeats .*structure 0 with an energy 0.1100 eV/atom away"):
+        read_labels(tmp_path / "labels.extxyz")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+def test_packed_labels_are_those_of_the_plain_file(tmp_path, suffix) -> None:
+    write(tmp_path / "labels.extxyz", crystals(), format="extxyz")
+    with open_with_compression(f"{tmp_path}/labels.extxyz{suffix}", "wt") as packed:
+        packed.write((tmp_path / "labels.extxyz").read_text())
+    plain, unpacked = read_labels(tmp_path / "labels.extxyz"), read_labels(tmp_path / f"labels.extxyz{suffix}")
+    np.testing.assert_array_equal(plain.energies, unpacked.energies)
+    np.testing.assert_array_equal(np.concatenate(plain.forces), np.concatenate(unpacked.forces))
+    assert plain.tags == unpacked.tags
+    whole, cut = (f"{tmp_path}/{name}.extxyz{suffix}" for name in ("labels", "cut"))
+    Path(cut).write_bytes(Path(whole).read_bytes()[:-20])
+    with pytest.raises(LabelError, match=r"cut.extxyz\S*, structure 0: cannot be read"):
+        read_labels(cut)
 
 
 def test_split_never_separates_a_family(labels: Labels) -> None:
