@@ -208,7 +208,7 @@ def _advance(
 
     Those whose worker is lost are tried once more, each alone, so that only the one that is to blame fails.
     """
-    with track(task, len(waiting)) as advance:
+    with track(task.removesuffix("_alone"), len(waiting)) as advance:
 
         def record(part: Sequence[Candidate], finished: Sequence[Candidate]) -> None:
             """Write candidates that a part has come to, and count the part as done."""
