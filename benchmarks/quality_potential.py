@@ -30,7 +30,6 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import Calculator, CalculatorError
 from ase.eos import EquationOfState
-from ase.io import read
 from ase.units import GPa
 from phonopy import Phonopy
 from phonopy.structure.atoms import PhonopyAtoms
@@ -44,6 +43,7 @@ from ase_hvae.relax import RelaxLimits, RelaxResult, relax, relax_many
 from ase_hvae.structures import min_distance
 from maise_bridge import MaiseCalculator
 from maise_bridge.calculator import find_model
+from maise_bridge.structure_files import read_structures
 
 ROOT = Path(__file__).parents[1]
 LIMITS = RelaxLimits(volume_factor=10.0, length_factor=20.0)  # random crystals are compressed or dilute to begin with
@@ -189,7 +189,7 @@ def label_errors(networks: list[Network], window: float = 1.0) -> dict[str, floa
     diamonds = [diamond_energy(network.calc) for network in networks]
     energies, forces = [], []
     for path in sorted({source.rpartition(", structure ")[0] for network in networks for source in network.held_out}):
-        rows = read(ROOT / "maise_bridge" / "models" / Path(path).name, ":")
+        rows = read_structures(ROOT / "maise_bridge" / "models" / Path(path).name)
         for number, atoms in enumerate(rows):
             above = atoms.get_potential_energy() / len(atoms) - PBE_DIAMOND
             judges = [k for k, network in enumerate(networks) if f"{path}, structure {number}" in network.held_out]

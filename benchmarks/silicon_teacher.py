@@ -29,7 +29,9 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import read, write
+from ase.io import write
+
+from maise_bridge.structure_files import read_structures
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "maise_bridge" / "models"
@@ -177,13 +179,13 @@ def held_out(fold: int | None) -> set[int]:
 
 def tune(options: argparse.Namespace) -> None:
     """Fit SevenNet-0 to the shipped labels."""
-    rows, held = read(LABELS, ":"), held_out(options.fold)
+    rows, held = list(read_structures(LABELS)), held_out(options.fold)
     lowest = min(map(energy_of, rows))
     sound = [energy_of(a) - lowest < HIGHEST and np.abs(a.get_forces()).max() < LARGEST_FORCE for a in rows]
     fitted = graphs([rows[i] for i in range(len(rows)) if sound[i] and i not in held], lowest)
     tests = {
         "held out": graphs([rows[i] for i in sorted(held)], lowest),
-        "later minima": graphs(read(LATER, ":"), lowest),
+        "later minima": graphs(list(read_structures(LATER)), lowest),
     }
     model = universal()
     energies, _, _ = predict(model, fitted[:200])
@@ -227,7 +229,7 @@ def epochs(model: Any, fitted: Sequence[Any], shift: float, n_epochs: int, highe
 def label(options: argparse.Namespace) -> None:
     """Write what the teacher says of the crystals of a file."""
     saved = torch.load(options.teacher)
-    rows = [row for row in read(options.pool, ":") if len(row) <= options.max_atoms]
+    rows = [row for row in read_structures(options.pool) if len(row) <= options.max_atoms]
     rows = [rows[i] for i in sorted(np.random.default_rng(0).permutation(len(rows))[: options.n])]
     model = universal(saved["state"])
     energies, forces, stresses = predict(model, graphs([Atoms(row) for row in rows], saved["lowest"]))
