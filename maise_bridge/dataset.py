@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _SPREAD = 50.0  # eV/atom between the lowest and highest label: beyond it, units are suspect
 _LARGEST_FORCE = 200.0  # eV/Å
-_SAME = 1e-6  # of fingerprints: coordinates that were rounded to 1e-7 Å
+_SAME = 3e-5  # of fingerprints: coordinates that were rounded to 1e-6 Å or less
 _AGREEMENT = 2e-3  # eV/atom: what two labels of one structure with one mesh of k points may differ by
 _MESHES = 0.1  # eV/atom: the same, with two meshes
 _PROCEDURE = ("kspacing", "small", "convergence", "maxiter", "eigensolver", "mixer", "parallel", "nbands", "txt")
